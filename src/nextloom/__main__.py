@@ -1,0 +1,3 @@
+from nextloom.cli import main
+
+main()

@@ -1,0 +1,98 @@
+"""Config as data: frozen pydantic models, YAML as their file form, Python builds the same objects.
+
+Every model refuses unknown fields. `RootPath` fields are resolved once, while loading, against the
+root folder of the run (``data/`` by default), so that what code sees is always an absolute path or a URI.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo
+
+from nextloom.errors import UserError, did_you_mean
+
+DEFAULT_ROOT = "data"
+
+
+def _resolve(value: str, info: ValidationInfo) -> str:
+    root = (info.context or {}).get("root")
+    return value if root is None else resolve(value, root)
+
+
+def resolve(path: str, root: str) -> str:
+    """Absolute form of `path`: URIs and absolute paths as they are, others below `root`."""
+    if re.match(r"^[a-z][a-z0-9+.-]*://", path):
+        return path
+    expanded = Path(path).expanduser()
+    return str(expanded if expanded.is_absolute() else (Path(root).absolute() / expanded))
+
+
+RootPath = Annotated[str, AfterValidator(_resolve)]
+"""A path in a recipe: absolute, a URI, or relative to the run's root folder."""
+
+
+class Model(BaseModel):
+    """Base of every config object: frozen, keyword-only, unknown fields refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=False)
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file; a `UserError` names file and line when it is not one."""
+    try:
+        data = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise UserError("no such recipe", where=str(path)) from None
+    except yaml.YAMLError as error:
+        raise UserError(f"not valid YAML: {error}", where=str(path)) from None
+    if not isinstance(data, dict):
+        raise UserError("a recipe is a mapping of fields", where=str(path))
+    return data
+
+
+def override(data: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """`data` with each ``a.b=c`` applied; values are read as YAML. Parents must exist, typos are refused later."""
+    for assignment in assignments:
+        path, eq, text = assignment.partition("=")
+        if not eq or not path:
+            raise UserError(f"--set wants a.b=value, got {assignment!r}", next="for example --set source.path=photos")
+        keys = path.split(".")
+        node = data
+        for depth, key in enumerate(keys[:-1]):
+            child = node.get(key)
+            if child is None and key not in node:
+                child = {}
+            if not isinstance(child, dict):
+                raise UserError("not a mapping, so it has no fields to set", where=".".join(keys[: depth + 1]))
+            child = dict(child)
+            node[key] = child
+            node = child
+        node[keys[-1]] = yaml.safe_load(text)
+    return data
+
+
+def validate(kind: type[BaseModel], data: Any, *, where: str, root: str | None = None) -> Any:
+    """Build `kind` from plain data; a pydantic error becomes a `UserError` with config path and suggestion."""
+    try:
+        return kind.model_validate(data, context={"root": root})
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join([where, *map(str, first["loc"])]).strip(".")
+        if first["type"] == "extra_forbidden":
+            hint = did_you_mean(str(first["loc"][-1]), _fields_at(kind, first["loc"][:-1]))
+            raise UserError(f"unknown field; {hint}", where=path) from None
+        raise UserError(first["msg"].removeprefix("Value error, "), where=path) from None
+
+
+def _fields_at(kind: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    for key in loc:
+        field = kind.model_fields.get(str(key))
+        inner = getattr(field, "annotation", None)
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            break
+        kind = inner
+    return list(kind.model_fields)

@@ -1,0 +1,218 @@
+"""The op contract: five kinds of op and no more.
+
+An op is a frozen config object with a little code. Its fields are identity: two ops of equal fields,
+`code_version` and inputs give equal columns. Only `rows` (which rows it runs on) and `execution` (how it
+runs) stay out of its identity. Heavy imports and weights belong in `setup()`, which runs once in each worker.
+
+    Expand     row -> child rows        (animated picture -> frames)
+    Annotate   row -> values            (score, embed, caption, tokenize)
+    Reduce     whole columns -> column  (near-duplicates, balance, quantiles)
+    Select     columns -> verdicts      (SQL; kept, rejected, failed)
+    Pack       a release -> packs
+
+Price paid: an Annotate sees one row at a time (or a batch of constant shape) and nothing of its neighbours,
+which is what makes its column reusable whichever rows are selected later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from nextloom import pixels
+from nextloom.config import Model
+
+ERROR = pa.struct([("stage", pa.string()), ("type", pa.string()), ("message", pa.string()), ("transient", pa.bool_())])
+"""Arrow type of the `error` column: null where the row has a value."""
+
+CHILD_BITS = 12
+MAX_CHILDREN = 2**CHILD_BITS - 1  # the last ordinal marks the parent itself as expanded
+
+
+@dataclass(slots=True)
+class Row:
+    """What a worker hands to an op: one row with exactly the inputs that the op asked for."""
+
+    id: int
+    key: str
+    source: Mapping[str, Any] = field(default_factory=dict)
+    """Columns that the source brought: caption, sidecar."""
+    raw: bytes | None = None
+    """Original file bytes, when `needs` is "bytes"."""
+    pixels: np.ndarray | None = None
+    """(height, width, 3) uint8 sRGB, upright, alpha on white, when `needs` is "pixels"; read-only by convention."""
+    reads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """step name -> {column: value} for every step in the op's `reads`."""
+
+
+@dataclass(slots=True)
+class Child:
+    """One child row of an `Expand`: `frame` is what the decoder needs to find it inside the parent's bytes."""
+
+    key: str
+    frame: int
+
+
+class Execution(Model):
+    """How an op runs; changing it never makes a column stale."""
+
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    chunk_rows: int = 256
+    """Rows per written file and per unit of retry."""
+
+
+class Op(Model):
+    """Base of all ops. Subclasses are one class in one file, listed once in `pipelines/registry.py`."""
+
+    name: ClassVar[str]
+    code_version: ClassVar[int]
+    """Bumped by hand when the same input would give another output; each op has a golden test that says when."""
+    weights: ClassVar[Mapping[str, str]] = {}
+    """Fields that name files or folders of weights -> the command that makes them. Identity is their digest."""
+
+    execution: Execution = Execution()
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that change the result, as plain data."""
+        return self.model_dump(mode="json", exclude={"execution", "rows"})
+
+    def version(self) -> str:
+        """`code_version`, with that of any shared code the op's values depend on."""
+        return str(self.code_version)
+
+
+class _OnRows(Op):
+    rows: str | None = None
+    """The step that chooses the rows: a Select, or an Expand for its children. Default: every row of the source."""
+    reads: tuple[str, ...] = ()
+    """Steps of the same rows whose columns this op reads."""
+
+    def columns(self) -> pa.Schema:
+        """Arrow schema of the values, without `id` and `error`; no unsigned types (Delta has none)."""
+        raise NotImplementedError
+
+
+class Annotate(_OnRows):
+    """row -> values. Implement `measure`, or `process` when a model wants batches."""
+
+    needs: ClassVar[Literal["nothing", "bytes", "pixels"]] = "nothing"
+    batch: ClassVar[int] = 1
+    """Rows handed to `process` at a time."""
+
+    def version(self) -> str:
+        shared = f"+{pixels.DECODE_VERSION}" if self.needs == "pixels" else ""
+        return f"{self.code_version}{shared}"
+
+    def setup(self) -> None:
+        """Load weights and heavy modules, once per worker. A failure here stops the step at once."""
+
+    def measure(self, row: Row) -> dict[str, Any]:
+        """Values of one row; raise to turn this row into an error row."""
+        raise NotImplementedError
+
+    def process(self, rows: Sequence[Row]) -> Sequence[dict[str, Any] | Exception]:
+        """Values or an exception for each of at most `batch` rows, in order."""
+        return [attempt(self.measure, row) for row in rows]
+
+
+class Expand(_OnRows):
+    """row -> child rows, at most 4,095 of them. `columns()` is not used: children carry key and frame."""
+
+    def setup(self) -> None:
+        """As in `Annotate`."""
+
+    def expand(self, row: Row) -> Iterable[Child]:
+        """Children of one row in a stable order; `row.raw` is given."""
+        raise NotImplementedError
+
+    def columns(self) -> pa.Schema:
+        return pa.schema([])
+
+
+class Reduce(_OnRows):
+    """Whole columns -> one column, replaced whole whenever any input differs."""
+
+    def reduce(self, columns: Mapping[str, pa.Table]) -> pa.Table:
+        """`columns`: step -> table(id, values..., error) over the same rows, sorted by id.
+
+        Returns a table(id, values...) for rows without an input error; the caller carries the errors over.
+        """
+        raise NotImplementedError
+
+
+class Select(_OnRows):
+    """Columns -> a verdict per row. `decide` is pure, so that a plan can ask what a new threshold would keep."""
+
+    def used(self) -> tuple[str, ...]:
+        """Names of the steps that the rule reads, as written in it (`source` is the rows table)."""
+        raise NotImplementedError
+
+    def decide(self, columns: Mapping[str, pa.Table]) -> pa.Table:
+        """table(id, verdict, reason, rules): verdict is kept, rejected or failed."""
+        raise NotImplementedError
+
+    def columns(self) -> pa.Schema:
+        return pa.schema([("verdict", pa.string()), ("reason", pa.string()), ("rules", pa.string())])
+
+
+class Pack(Op):
+    """A release -> packs: which samples share one training sequence."""
+
+    release: str
+    """Name of a release in the same recipe."""
+
+
+def attempt(function: Any, row: Row) -> dict[str, Any] | Exception:
+    """`function(row)`, with an exception returned instead of raised."""
+    try:
+        return function(row)
+    except Exception as error:
+        return error
+
+
+def error_value(stage: str, error: BaseException) -> dict[str, Any]:
+    """The `error` struct of a row: where it failed, why, and whether trying again could help."""
+    transient = isinstance(error, (ConnectionError, TimeoutError)) or getattr(error, "transient", False)
+    return {"stage": stage, "type": type(error).__name__, "message": str(error)[:500], "transient": bool(transient)}
+
+
+def canonical(data: Any) -> str:
+    """JSON text that is equal for equal data: sorted keys, no spaces, no NaN."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(data: Any, length: int = 16) -> str:
+    """Hex digest of plain data: the identity used for fingerprints and receipts."""
+    return hashlib.sha256(canonical(data).encode()).hexdigest()[:length]
+
+
+def child_id(parent: int, ordinal: int) -> int:
+    """Id of child `ordinal` of row `parent`: parent << 12 | ordinal, at most 63 bits; overflow is refused.
+
+    Ordinal 4,095 marks the parent as expanded, so a row has at most 4,095 children.
+    """
+    if not 0 <= ordinal <= MAX_CHILDREN:
+        raise OverflowError(f"child {ordinal}: a row has at most {MAX_CHILDREN} children")
+    value = (parent << CHILD_BITS) | ordinal
+    if value >= 2**63:
+        raise OverflowError(f"row id {parent} is too large to have children in 63 bits")
+    return value
+
+
+def batched(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    """Lists of at most `size` rows."""
+    batch: list[Row] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
