@@ -61,7 +61,12 @@ def write_file(table_uri: str, data: pa.Table) -> File:
     errors = data.num_rows - data["error"].null_count if "error" in data.column_names else 0
     ids = data["id"]
     return File(
-        name, system.get_file_info(path).size, data.num_rows, errors, ids[0].as_py(), ids[data.num_rows - 1].as_py()
+        name,
+        system.get_file_info(path).size,
+        data.num_rows,
+        errors,
+        ids[0].as_py(),
+        ids[data.num_rows - 1].as_py(),
     )
 
 

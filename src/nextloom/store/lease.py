@@ -45,14 +45,13 @@ class Lease:
 
     def __enter__(self) -> Lease:
         current = holder(self._folder)
-        if current and not current["released"]:
-            if not _is_dead(current):
-                raise LeaseHeld(
-                    f"another writer holds this dataset: process {current['pid']} on {current['host']} "
-                    f"({current['purpose']}), since {_clock(current['since'])}, last seen {_clock(current['beat'])}",
-                    where=self._folder.uri,
-                    next=f"wait for it, or stop it: kill {current['pid']}",
-                )
+        if current and not current["released"] and not _is_dead(current):
+            raise LeaseHeld(
+                f"another writer holds this dataset: process {current['pid']} on {current['host']} "
+                f"({current['purpose']}), since {_clock(current['since'])}, last seen {_clock(current['beat'])}",
+                where=self._folder.uri,
+                next=f"wait for it, or stop it: kill {current['pid']}",
+            )
         self._epoch = (current["epoch"] if current else 0) + 1
         self._since = time.time()
         if not self._folder.create(_name(self._epoch), self._document()):

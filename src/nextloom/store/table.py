@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable
@@ -42,9 +43,7 @@ class Table:
         out = []
         for row in actions.select(columns).to_pylist():
             failed = row["num_records"] - (row[errors] if errors in row else row["num_records"])
-            out.append(
-                File(row["path"], row["size_bytes"], row["num_records"], failed, row["min.id"], row["max.id"])
-            )
+            out.append(File(row["path"], row["size_bytes"], row["num_records"], failed, row["min.id"], row["max.id"]))
         return sorted(out, key=lambda f: (f.min_id, f.path))
 
     def version(self) -> int:
@@ -57,8 +56,6 @@ class Table:
             self._guard()
         if not self.exists():
             if not is_uri(self.uri):
-                from pathlib import Path
-
                 Path(self.uri).mkdir(parents=True, exist_ok=True)
             DeltaTable.create(self.uri, schema, mode="ignore", configuration=KEEP_LOG)
         if not add and not remove:
@@ -67,7 +64,10 @@ class Table:
         actions: list[AddAction | RemoveAction] = [RemoveAction(f.path, True, now) for f in remove]
         actions += [AddAction(f.path, f.size, {}, now, True, _stats(f, schema)) for f in add]
         DeltaTable(self.uri).create_write_transaction(
-            actions, mode="append", schema=schema, commit_properties=CommitProperties(custom_metadata={"note": note})
+            actions,
+            mode="append",
+            schema=schema,
+            commit_properties=CommitProperties(custom_metadata={"note": note}),
         )
 
 

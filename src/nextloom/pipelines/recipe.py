@@ -1,0 +1,247 @@
+"""A recipe: one dataset, its source, its steps, and what is released and packed out of them.
+
+`Recipe.load` reads YAML; Python builds the same object from op instances. Either way the graph is checked here:
+names exist, rows and reads agree, nothing goes in a circle.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, InstanceOf, model_validator
+
+from nextloom.config import Model, load_yaml, override, validate
+from nextloom.curation.source import Source
+from nextloom.errors import UserError, did_you_mean
+from nextloom.op import Annotate, Expand, Op, Pack, Reduce, Select
+from nextloom.pipelines.registry import find_op, find_source
+
+SOURCE = "source"
+NAME = re.compile(r"^[a-z][a-z0-9_]*$")
+
+
+class RunOptions(Model):
+    """How a run goes; nothing here changes a value."""
+
+    commit_seconds: float = Field(30.0, gt=0)
+    """A commit at least this often while results arrive."""
+    commit_files: int = Field(500, gt=0)
+    """A commit at least every so many files."""
+    workers: int | None = Field(None, gt=0)
+    """Worker processes; default: as many as the cluster has CPUs."""
+
+
+class ReleaseSpec(Model):
+    """What a release fixes: which rows, which columns of them."""
+
+    rows: str = SOURCE
+    columns: tuple[str, ...] = ()
+
+
+class Recipe(Model):
+    """The whole DAG as data."""
+
+    dataset: str
+    source: InstanceOf[Source]
+    steps: dict[str, InstanceOf[Op]] = {}
+    releases: dict[str, ReleaseSpec] = {}
+    packs: dict[str, InstanceOf[Pack]] = {}
+    run: RunOptions = RunOptions()
+
+    @classmethod
+    def load(cls, path: str, *, root: str, sets: list[str] | None = None) -> Recipe:
+        """Read a YAML recipe: a file, or the name of one that ships with the package."""
+        data = override(load_yaml(find_recipe(path)), sets or [])
+        return cls.build(data, root=root)
+
+    @classmethod
+    def build(cls, data: dict[str, Any], *, root: str | None = None) -> Recipe:
+        """A recipe from plain data; errors carry the config path."""
+        data = dict(data)
+        common = data.pop("execution", {})
+        if "source" in data:
+            kind = dict(_mapping(data["source"], "source"))
+            data["source"] = validate(find_source(kind.pop("op", None), "source.op"), kind, where="source", root=root)
+        for section in ("steps", "packs"):
+            built = {}
+            for name, fields in _mapping(data.get(section, {}), section).items():
+                where = f"{section}.{name}"
+                fields = dict(_mapping(fields, where))
+                kind = find_op(fields.pop("op", None), f"{where}.op")
+                if common:
+                    fields["execution"] = {**common, **fields.get("execution", {})}
+                built[name] = validate(kind, fields, where=where, root=root)
+            data[section] = built
+        return validate(cls, data, where="", root=root)
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        if not NAME.match(self.dataset):
+            raise UserError(f"{self.dataset!r}: lower-case letters, digits and _ only", where="dataset")
+        for name in [*self.steps, *self.releases, *self.packs]:
+            if not NAME.match(name) or name == SOURCE:
+                raise UserError("a name is lower-case letters, digits and _, and not 'source'", where=name)
+        Graph(self)
+        return self
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step in its place: what it reads, which rows it is wanted on, in which domain they live."""
+
+    name: str
+    op: Op
+    rows: str
+    """`source`, or the Select or Expand that chooses the rows."""
+    domain: str
+    """`source`, or the Expand whose children these rows are."""
+    reads: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """expand, annotate, reduce or select."""
+        kinds = {Expand: "expand", Annotate: "annotate", Reduce: "reduce", Select: "select"}
+        return next(name for kind, name in kinds.items() if isinstance(self.op, kind))
+
+
+class Graph:
+    """The steps of a recipe in an order in which each comes after what it needs.
+
+    Raises:
+        UserError: an unknown step, a circle, or columns and rows of different domains.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._needs = {name: self._depends(name) for name in recipe.steps}
+        try:
+            order = list(TopologicalSorter(self._needs).static_order())
+        except CycleError as error:
+            raise UserError(f"steps need each other in a circle: {' -> '.join(error.args[1])}", where="steps") from None
+        self.steps: dict[str, Step] = {}
+        for name in order:
+            if name != SOURCE:
+                self.steps[name] = self._place(name)
+        for name, spec in recipe.releases.items():
+            self._check_release(name, spec)
+        for name, pack in recipe.packs.items():
+            if pack.release not in recipe.releases:
+                raise UserError(
+                    f"unknown release {pack.release!r}; {did_you_mean(pack.release, recipe.releases)}",
+                    where=f"packs.{name}.release",
+                )
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps.values())
+
+    def __getitem__(self, name: str) -> Step:
+        return self.steps[name]
+
+    def upto(self, target: str | None) -> list[Step]:
+        """All steps, or those that `target` (a step or a release) needs, itself included."""
+        if target is None:
+            return list(self)
+        if target in self._recipe.releases:
+            spec = self._recipe.releases[target]
+            wanted = {spec.rows, *spec.columns} - {SOURCE}
+        elif target in self.steps:
+            wanted = {target}
+        else:
+            names = [*self.steps, *self._recipe.releases]
+            raise UserError(f"unknown step or release {target!r}; {did_you_mean(target, names)}", where="--to")
+        todo = list(wanted)
+        while todo:
+            for name in self._needs[todo.pop()] - {SOURCE} - wanted:
+                wanted.add(name)
+                todo.append(name)
+        return [step for step in self if step.name in wanted]
+
+    def _depends(self, name: str) -> set[str]:
+        op = self._recipe.steps[name]
+        where = f"steps.{name}"
+        if isinstance(op, Pack):
+            raise UserError("packs are listed under packs:, not under steps:", where=where)
+        needs = {op.rows or SOURCE, *self._reads(op)}
+        for other in needs - {SOURCE}:
+            if other not in self._recipe.steps:
+                raise UserError(f"unknown step {other!r}; {did_you_mean(other, self._recipe.steps)}", where=where)
+        return needs
+
+    @staticmethod
+    def _reads(op: Op) -> tuple[str, ...]:
+        if isinstance(op, Select):
+            return tuple(name for name in op.used() if name != SOURCE)
+        return op.reads
+
+    def _place(self, name: str) -> Step:
+        op = self._recipe.steps[name]
+        rows = op.rows or SOURCE
+        step = Step(name, op, rows, self._domain_of(rows, f"steps.{name}.rows"), self._reads(op))
+        for other in step.reads:
+            self._check_covers(other, step)
+        return step
+
+    def _domain_of(self, rows: str, where: str) -> str:
+        if rows == SOURCE:
+            return SOURCE
+        step = self.steps[rows]
+        if isinstance(step.op, Expand):
+            return rows
+        if isinstance(step.op, Select):
+            return step.domain
+        raise UserError(f"{rows!r} chooses no rows: name a select or an expand", where=where)
+
+    def _check_covers(self, other: str, step: Step) -> None:
+        """`other` must exist for every row that `step` is wanted on: same domain, same rows or a wider set."""
+        read = self.steps[other]
+        where = f"steps.{step.name}"
+        if read.domain != step.domain:
+            raise UserError(
+                f"reads {other!r}, which is about rows of {read.domain!r}, not {step.domain!r}", where=where
+            )
+        if isinstance(step.op, Annotate | Expand) and isinstance(read.op, Reduce | Select):
+            raise UserError(
+                f"reads {other!r}, which depends on the whole row set; a value of one row must not change with the others",
+                where=where,
+                next=f"use rows: {other} to run on what it selects, or read it in a select",
+            )
+        rows = step.rows
+        while rows != read.rows:
+            if rows in (SOURCE, step.domain):
+                raise UserError(
+                    f"reads {other!r}, which exists only for the rows of {read.rows!r}",
+                    where=where,
+                    next=f"set steps.{step.name}.rows to {read.rows}",
+                )
+            rows = self.steps[rows].rows
+
+    def _check_release(self, name: str, spec: ReleaseSpec) -> None:
+        where = f"releases.{name}"
+        for step in {spec.rows, *spec.columns} - {SOURCE}:
+            if step not in self.steps:
+                raise UserError(f"unknown step {step!r}; {did_you_mean(step, self.steps)}", where=where)
+        probe = Step(name, Reduce(), spec.rows, self._domain_of(spec.rows, where), spec.columns)
+        for column in spec.columns:
+            self._check_covers(column, probe)
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError("expected a mapping of fields", where=where)
+    return value
+
+
+def find_recipe(name: str) -> Path:
+    """Path of a recipe: a file, or one that ships with the package by its bare name."""
+    if Path(name).is_file():
+        return Path(name)
+    shipped = {p.name.removesuffix(".yaml"): p for p in files("nextloom.recipes").iterdir() if p.name.endswith(".yaml")}
+    if name in shipped:
+        return Path(str(shipped[name]))
+    raise UserError(f"no such recipe; {did_you_mean(name, shipped)}", where=name)

@@ -1,0 +1,61 @@
+"""The ops that recipes may name: one entry each. An own op needs none: ``op: "mypackage.module:MyOp"``."""
+
+from __future__ import annotations
+
+import importlib
+from functools import lru_cache
+
+from nextloom.curation.source import Source
+from nextloom.errors import UserError, did_you_mean
+from nextloom.op import Op
+
+SOURCES = ("nextloom.curation.files:Files",)
+
+OPS = (
+    "nextloom.curation.gif_frames:GifFrames",
+    "nextloom.curation.image_stats:ImageStats",
+    "nextloom.curation.near_duplicate:NearDuplicate",
+    "nextloom.curation.perceptual_hash:PerceptualHash",
+    "nextloom.curation.select:SelectWhere",
+    "nextloom.tokenize.image_tokens:ImageTokens",
+    "nextloom.tokenize.packing:PackSamples",
+    "nextloom.tokenize.text_tokens:TextTokens",
+)
+
+
+def load(path: str, where: str) -> type:
+    """The class at ``module:Class``."""
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"cannot import {path!r}: {error}", where=where) from None
+
+
+@lru_cache
+def known(paths: tuple[str, ...]) -> dict[str, type]:
+    """name -> class of built-in ops or sources."""
+    classes = [load(path, "registry") for path in paths]
+    return {cls.name: cls for cls in classes}
+
+
+def find(name: object, paths: tuple[str, ...], base: type, where: str) -> type:
+    """The class called `name`, or imported from ``module:Class``; unknown names are refused with a suggestion."""
+    if not isinstance(name, str):
+        raise UserError("a step names its op: {op: image_stats}", where=where)
+    cls = load(name, where) if ":" in name else known(paths).get(name)
+    if cls is None:
+        raise UserError(f"unknown op {name!r}; {did_you_mean(name, known(paths))}", where=where)
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise UserError(f"{name!r} is no {base.__name__}", where=where)
+    return cls
+
+
+def find_op(name: object, where: str) -> type[Op]:
+    """Class of the op called `name`."""
+    return find(name, OPS, Op, where)
+
+
+def find_source(name: object, where: str) -> type[Source]:
+    """Class of the source called `name`."""
+    return find(name, SOURCES, Source, where)
