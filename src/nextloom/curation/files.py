@@ -1,0 +1,194 @@
+"""Source `files`: pictures in folders, with the captions that lie beside them.
+
+    source: {op: files, path: photos}                       every picture below photos/
+    source: {op: files, path: "s3://bucket/photos", glob: ["2024/*"]}
+
+A listing costs one `scandir` and one `stat` per file and opens nothing but sidecars: for `a/cat.jpg` these are
+`a/cat.txt` (the caption) and `a/cat.json` (kept whole; its `caption` or `text` is the caption where there is
+no .txt). A file is never dropped for being odd: a broken link, a HEIC file or a sidecar in another encoding is
+a row, and the step that needs its pixels says what is wrong. Suffixes decide what is a picture; every other
+file is no row.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
+from typing import ClassVar
+from urllib.parse import quote
+
+import pyarrow.fs as pafs
+
+from nextloom.config import RootPath
+from nextloom.curation.source import Item, Source
+from nextloom.errors import UserError
+from nextloom.io import fetch, filesystem, is_uri
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
+"""Default suffixes, in any case. HEIC is listed so that it shows up as a failed row instead of going missing."""
+
+SIDECARS = (".txt", ".json")
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """One file as a listing sees it; `rel` is its posix path below the listed folder."""
+
+    rel: str
+    uri: str
+    size: int
+    stamp: str
+
+
+class Files(Source):
+    """Pictures in one or more folders, local or at any URI that pyarrow opens."""
+
+    name: ClassVar[str] = "files"
+
+    path: RootPath | tuple[RootPath, ...]
+    """A folder or a list of folders. Keys are relative to the folder they were found in."""
+    glob: str | tuple[str, ...] = ()
+    """Patterns on the key; a file that matches any is kept. `*` also crosses folders. Default: every file."""
+    recursive: bool = True
+    """Whether to look into sub-folders."""
+    suffixes: tuple[str, ...] = SUFFIXES
+    """Suffixes that make a file a picture, in any case."""
+
+    def listing(self, known: Mapping[str, str] | None = None) -> list[Item]:
+        """Pictures sorted by key; see `Source.listing`.
+
+        Raises:
+            UserError: a folder is missing, or two folders of the list hold the same key.
+        """
+        known = known or {}
+        items: dict[str, Item] = {}
+        for root in (self.path,) if isinstance(self.path, str) else self.path:
+            for item in self._of_root(root, known):
+                if other := items.get(item.key):
+                    raise UserError(
+                        f"two files have the key {item.key!r}: {other.uri} and {item.uri}",
+                        where="source.path",
+                        next="give the folder above both as path, and choose with glob",
+                    )
+                items[item.key] = item
+        return [items[key] for key in sorted(items)]
+
+    def _of_root(self, root: str, known: Mapping[str, str]) -> Iterator[Item]:
+        list_files = _remote_files if is_uri(root) else _local_files
+        patterns = (self.glob,) if isinstance(self.glob, str) else self.glob
+        wanted = {suffix.lower() for suffix in self.suffixes}
+        pictures: list[_File] = []
+        sidecars: dict[tuple[str, str], _File] = {}
+        for file in list_files(root, self.recursive):
+            stem, suffix = os.path.splitext(file.rel)
+            if (suffix := suffix.lower()) in SIDECARS:
+                sidecars[stem, suffix] = file
+            if suffix in wanted and (not patterns or any(fnmatchcase(file.rel, p) for p in patterns)):
+                pictures.append(file)
+        for file in pictures:
+            stem = os.path.splitext(file.rel)[0]
+            beside = [sidecars.get((stem, suffix)) for suffix in SIDECARS]
+            version = "+".join([file.stamp, *(f"{s.rel[-4:]}:{s.stamp}" for s in beside if s)])
+            caption = sidecar = None
+            if known.get(file.rel) != version:
+                caption, sidecar = _read_sidecars(*beside)
+            yield Item(file.rel, file.uri, file.size, version, caption, sidecar)
+
+
+def _read_sidecars(txt: _File | None, jsn: _File | None) -> tuple[str | None, str | None]:
+    """Caption and sidecar JSON; what cannot be read is told in the latter as `error`, never raised."""
+    problems: list[str] = []
+    caption = sidecar = None
+    if txt:
+        caption = (_text(txt, problems) or "").strip() or None
+    if jsn:
+        sidecar = _text(jsn, problems)
+        if sidecar is not None:
+            try:
+                data = json.loads(sidecar)
+            except (ValueError, RecursionError) as error:
+                problems.append(f"{PurePosixPath(jsn.rel).name}: not JSON: {error}")
+            else:
+                caption = caption or _caption(data)
+    if problems:
+        whole = {"error": "; ".join(problems)} | ({"json": sidecar} if sidecar is not None else {})
+        sidecar = json.dumps(whole, ensure_ascii=False)
+    return caption, sidecar
+
+
+def _text(file: _File, problems: list[str]) -> str | None:
+    try:
+        return fetch(file.uri).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        problems.append(f"{PurePosixPath(file.rel).name}: not UTF-8 at byte {error.start}")
+    except OSError as error:
+        problems.append(f"{PurePosixPath(file.rel).name}: {error.strerror or type(error).__name__}")
+    return None
+
+
+def _caption(data: object) -> str | None:
+    if isinstance(data, dict):
+        for field in ("caption", "text"):
+            if isinstance(data.get(field), str) and data[field].strip():
+                return data[field].strip()
+    return None
+
+
+def _local_files(root: str, recursive: bool) -> Iterator[_File]:
+    """Files below a local folder; names that begin with a dot are passed over, links to folders followed."""
+    if not os.path.isdir(root):
+        raise _missing(root)
+    pending = [(os.path.abspath(root), "", (os.path.realpath(root),))]
+    while pending:
+        folder, prefix, chain = pending.pop()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    real = os.path.realpath(entry.path)
+                    if recursive and real not in chain:  # a link to a folder above would never end
+                        pending.append((entry.path, f"{prefix}{entry.name}/", (*chain, real)))
+                    continue
+                yield _local_file(entry, prefix)
+
+
+def _local_file(entry: os.DirEntry[str], prefix: str) -> _File:
+    try:
+        stat = entry.stat()
+        size, stamp = stat.st_size, f"{stat.st_mtime_ns}-{stat.st_size}"
+    except OSError:  # a link to nowhere: listed, so that reading it fails as a row
+        size, stamp = 0, f"broken-{entry.stat(follow_symlinks=False).st_mtime_ns}"
+    return _File(_utf8(prefix + entry.name), _utf8(entry.path), size, stamp)
+
+
+def _utf8(name: str) -> str:
+    r"""`name`, or where it is no UTF-8 the same with `\xNN`: Arrow strings are UTF-8, and no row may go missing."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _remote_files(root: str, recursive: bool) -> Iterator[_File]:
+    """Files below a URI, through `pyarrow.fs`; item URIs are percent-encoded as Arrow wants them."""
+    address, mark, query = root.partition("?")  # s3://bucket/photos?region=...
+    system, base = filesystem(root)
+    base = base.rstrip("/")
+    if system.get_file_info(base).type != pafs.FileType.Directory:
+        raise _missing(root)
+    for info in system.get_file_info(pafs.FileSelector(base, recursive=recursive)):
+        rel = info.path[len(base) :].lstrip("/")
+        if info.type == pafs.FileType.Directory or any(part.startswith(".") for part in rel.split("/")):
+            continue
+        uri = f"{address.rstrip('/')}/{quote(rel)}{mark}{query}"
+        yield _File(rel, uri, info.size or 0, f"{info.mtime_ns}-{info.size}")
+
+
+def _missing(root: str) -> UserError:
+    return UserError(
+        f"no such folder: {root}",
+        where="source.path",
+        next=f"correct the path, or write sample pictures there: nextloom samples {root}",
+    )

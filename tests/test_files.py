@@ -1,0 +1,146 @@
+"""Source `files`: what becomes a row, under which key, with which caption, and when it counts as changed."""
+
+import json
+import os
+
+import pytest
+
+import zoo
+from nextloom.config import validate
+from nextloom.curation.files import Files
+from nextloom.errors import UserError
+from nextloom.io import fetch
+
+
+def keys(folder, **fields) -> list[str]:
+    return [item.key for item in Files(path=str(folder), **fields).listing()]
+
+
+def one(folder, key: str = "a.jpg"):
+    return next(item for item in Files(path=str(folder)).listing() if item.key == key)
+
+
+def write(path, data: bytes | str = b"x"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+def test_the_zoo_is_listed_whole(tmp_path):
+    names = zoo.write_all(tmp_path)
+    assert keys(tmp_path) == sorted(names)
+
+
+def test_only_pictures_are_rows_sorted_by_key(tmp_path):
+    for name in ("b.JPG", "sub/a.png", "a.txt", "NOTICE", "a.json", ".hidden.jpg", ".thumbs/a.jpg", "c.heic", "d.psd"):
+        write(tmp_path / name)
+    assert keys(tmp_path) == ["b.JPG", "c.heic", "sub/a.png"]
+    assert keys(tmp_path, recursive=False) == ["b.JPG", "c.heic"]
+    assert keys(tmp_path, suffixes=[".PSD"]) == ["d.psd"]
+    assert keys(tmp_path, glob="sub/*") == ["sub/a.png"]
+    assert keys(tmp_path, glob=["*.png", "b.*"]) == ["b.JPG", "sub/a.png"]
+
+
+def test_names_in_chinese_with_spaces_and_not_even_utf8(tmp_path):
+    write(tmp_path / "风景 照片" / "一 二.jpg")
+    write(tmp_path / "风景 照片" / "一 二.txt", "雪山 下的 湖\n")
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.jpg", "wb") as file:
+        file.write(b"x")
+    latin, chinese = Files(path=str(tmp_path)).listing()
+    assert latin.key == "caf\\xe9.jpg" and latin.key.encode()
+    assert chinese.key == "风景 照片/一 二.jpg" and chinese.caption == "雪山 下的 湖"
+    assert fetch(chinese.uri) == b"x"
+
+
+def test_captions_from_txt_and_json(tmp_path):
+    record = '{"text": "from text", "licence": "CC0"}'
+    for stem, txt, jsn in (
+        ("both", "\ufeff from txt ", '{"caption": "from json"}'),
+        ("caption", None, '{"caption": "from caption", "text": "no"}'),
+        ("text", " \n", record),
+        ("list", None, "[1, 2]"),
+    ):
+        write(tmp_path / f"{stem}.jpg")
+        if txt is not None:
+            write(tmp_path / f"{stem}.txt", txt)
+        write(tmp_path / f"{stem}.json", jsn)
+    items = {item.key: item for item in Files(path=str(tmp_path)).listing()}
+    assert {key: item.caption for key, item in items.items()} == {
+        "both.jpg": "from txt",
+        "caption.jpg": "from caption",
+        "text.jpg": "from text",
+        "list.jpg": None,
+    }
+    assert items["text.jpg"].sidecar == record, "a sidecar is kept as it is"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "data", "message"),
+    [(".txt", b"caf\xe9", "a.txt: not UTF-8 at byte 3"), (".json", b"{oops", "a.json: not JSON")],
+)
+def test_an_unreadable_sidecar_loses_no_row(tmp_path, suffix, data, message):
+    write(tmp_path / "a.jpg")
+    write(tmp_path / f"a{suffix}", data)
+    item = one(tmp_path)
+    assert item.caption is None
+    assert json.loads(item.sidecar)["error"].startswith(message)
+
+
+def test_a_changed_picture_or_sidecar_is_a_changed_version(tmp_path):
+    picture = write(tmp_path / "a.jpg")
+    versions = [one(tmp_path).version]
+    write(tmp_path / "a.txt", "a cat")
+    versions.append(one(tmp_path).version)
+    write(tmp_path / "a.txt", "a black cat")
+    versions.append(one(tmp_path).version)
+    os.utime(picture, ns=(1, 1))
+    versions.append(one(tmp_path).version)
+    assert len(set(versions)) == 4
+    write(tmp_path / "b.jpg")
+    assert one(tmp_path).version == versions[-1], "other files do not matter"
+
+
+def test_known_versions_are_not_read_again(tmp_path):
+    write(tmp_path / "a.jpg")
+    write(tmp_path / "a.txt", "a cat")
+    first = one(tmp_path)
+    source = Files(path=str(tmp_path))
+    assert source.listing({"a.jpg": first.version})[0].caption is None
+    assert source.listing({"a.jpg": "older"}) == [first]
+
+
+def test_a_broken_link_is_listed_and_a_looping_folder_ends(tmp_path):
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    write(tmp_path / "sub" / "a.jpg")
+    (tmp_path / "sub" / "loop").symlink_to(tmp_path)
+    gone, _ = Files(path=str(tmp_path)).listing()
+    assert (gone.key, gone.size) == ("gone.jpg", 0)
+    write(tmp_path / "nowhere.jpg")
+    assert one(tmp_path, "gone.jpg").version != gone.version, "a mended link is a new object"
+
+
+def test_a_missing_folder_says_what_to_do(tmp_path):
+    with pytest.raises(UserError, match=r"(?s)no such folder.*next: .*nextloom samples"):
+        keys(tmp_path / "none")
+    with pytest.raises(UserError, match="no such folder"):
+        keys(f"file://{tmp_path}/none")
+
+
+def test_one_key_in_two_folders_is_refused(tmp_path):
+    write(tmp_path / "one" / "a.jpg")
+    write(tmp_path / "two" / "b.jpg")
+    source = validate(Files, {"path": ["one", "two"]}, where="source", root=str(tmp_path))
+    assert [item.key for item in source.listing()] == ["a.jpg", "b.jpg"]
+    write(tmp_path / "two" / "a.jpg")
+    with pytest.raises(UserError, match=r"two files have the key 'a\.jpg'"):
+        source.listing()
+
+
+def test_a_uri_lists_like_a_folder(tmp_path):
+    write(tmp_path / "sub" / "一 二.jpg", b"abc")
+    write(tmp_path / "sub" / "一 二.txt", "a cat")
+    write(tmp_path / ".thumbs" / "a.jpg")
+    (item,) = Files(path=f"file://{tmp_path}").listing()
+    local = one(tmp_path, "sub/一 二.jpg")
+    assert (item.key, item.size, item.caption, item.version) == (local.key, 3, "a cat", local.version)
+    assert fetch(item.uri) == b"abc"
