@@ -109,6 +109,12 @@ def test_known_versions_are_not_read_again(tmp_path):
     assert source.listing({"a.jpg": "older"}) == [first]
 
 
+def test_a_pipe_is_no_row(tmp_path):
+    write(tmp_path / "a.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert keys(tmp_path) == ["a.jpg"]
+
+
 def test_a_broken_link_is_listed_and_a_looping_folder_ends(tmp_path):
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     write(tmp_path / "sub" / "a.jpg")

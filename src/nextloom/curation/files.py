@@ -153,8 +153,8 @@ def _local_files(root: str, recursive: bool) -> Iterator[_File]:
                     real = os.path.realpath(entry.path)
                     if recursive and real not in chain:  # a link to a folder above would never end
                         pending.append((entry.path, f"{prefix}{entry.name}/", (*chain, real)))
-                    continue
-                yield _local_file(entry, prefix)
+                elif entry.is_file() or entry.is_symlink():  # no pipes: reading one would wait for ever
+                    yield _local_file(entry, prefix)
 
 
 def _local_file(entry: os.DirEntry[str], prefix: str) -> _File:
