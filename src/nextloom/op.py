@@ -66,6 +66,8 @@ class Execution(Model):
     num_gpus: float = 0.0
     chunk_rows: int = 256
     """Rows per written file and per unit of retry."""
+    max_error_rate: float = 1.0
+    """Largest share of failed rows, 0..1; beyond it the step stops. Judged after 1,000 rows or at the end."""
 
 
 class Op(Model):

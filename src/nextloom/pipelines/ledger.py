@@ -1,0 +1,78 @@
+"""The ledger of a pass: books every written file, commits as the work goes, and stops when too much fails."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nextloom.errors import UserError
+from nextloom.pipelines.recipe import RunOptions
+from nextloom.pipelines.worker import RECORD, Task
+from nextloom.store.files import File
+from nextloom.store.table import Table
+
+JUDGE_ERRORS_AFTER = 1000
+
+
+@dataclass
+class StepResult:
+    """What a run did to one step."""
+
+    step: str
+    kind: str
+    done: int = 0
+    """Rows settled in this run."""
+    errors: int = 0
+    cpu_seconds: float = 0.0
+    counts: dict[str, int] = field(default_factory=dict)
+    """Of the whole column on the rows it is wanted on: rows, values, errors, and of a Select kept, rejected, failed."""
+
+
+class Ledger:
+    """Collects file records and commits them every `commit_seconds` or `commit_files`."""
+
+    def __init__(
+        self, tasks: Sequence[Task], tables: Mapping[str, Table], results: Mapping[str, StepResult], options: RunOptions
+    ) -> None:
+        self._tasks = {task.step: task for task in tasks}
+        self._tables, self._results, self._options = tables, results, options
+        self._waiting: dict[str, list[File]] = defaultdict(list)
+        self._last = time.monotonic()
+
+    def take(self, record: dict[str, Any]) -> None:
+        """Book one written file."""
+        step, done, seconds = record["step"], record["done"], record["seconds"]
+        names = [f for f in RECORD.names if f not in ("step", "done", "seconds")]
+        self._waiting[step].append(File(**{name: record[name] for name in names}))
+        result = self._results[step]
+        result.done += done
+        result.errors += record["errors"]
+        result.cpu_seconds += seconds
+        options = self._options
+        many = sum(map(len, self._waiting.values())) >= options.commit_files
+        if many or time.monotonic() - self._last >= options.commit_seconds:
+            self.flush()
+            self.judge()
+
+    def flush(self) -> None:
+        """Commit what is waiting: from here on it exists."""
+        for name, files in self._waiting.items():
+            if files:
+                self._tables[name].commit(self._tasks[name].schema(), files, note="run")
+        self._waiting.clear()
+        self._last = time.monotonic()
+
+    def judge(self, final: bool = False) -> None:
+        """Stop when more rows fail than the step allows, after 1,000 rows or at the end."""
+        for name, task in self._tasks.items():
+            result, limit = self._results[name], task.op.execution.max_error_rate
+            if result.done and (final or result.done >= JUDGE_ERRORS_AFTER) and result.errors > limit * result.done:
+                raise UserError(
+                    f"{result.errors} of {result.done} rows failed, more than max_error_rate {limit:g} allows; "
+                    "what was done is kept",
+                    where=f"steps.{name}",
+                    next="nextloom report RECIPE shows the reasons; mend the cause, then nextloom run RECIPE --retry-errors",
+                )

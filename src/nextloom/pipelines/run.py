@@ -1,0 +1,295 @@
+"""Executing a plan on Ray: passes over the rows, commits as the work goes, nothing lost with a dead worker.
+
+1. the listing's changes become rows
+2. steps that are ready and live in one row domain share a pass: one fetch and one decode per row
+3. file records stream back; the driver commits them every few seconds, so a kill costs that much work
+4. rows lost with a worker are run again in halves; a lone row that kills its worker twice is an error row
+5. Select and Reduce follow as soon as their inputs are complete; each finished step leaves a receipt
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nextloom.cluster.connect import connect
+from nextloom.errors import UserError
+from nextloom.op import ERROR, MAX_CHILDREN, Annotate, Expand, Reduce, Select, child_id, digest
+from nextloom.pipelines.ledger import Ledger, StepResult
+from nextloom.pipelines.plan import BLOCKED, FRESH, Planner, StepPlan
+from nextloom.pipelines.pool import Crew
+from nextloom.pipelines.progress import Progress
+from nextloom.pipelines.recipe import SOURCE, Recipe, Step
+from nextloom.pipelines.worker import Source, Task, dead_rows
+from nextloom.store.dataset import Dataset
+from nextloom.store.files import read_files, take_ids, write_file
+from nextloom.store.rowset import missing
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """One run of a recipe. The caller holds the dataset's lease."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        *,
+        to: str | None = None,
+        retry_errors: bool = False,
+        address: str | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.recipe, self.dataset, self.address = recipe, dataset, address
+        self.retry_errors = retry_errors
+        self.planner = Planner(recipe, dataset)
+        self.steps = self.planner.graph.upto(to)
+        self.progress = progress or Progress()
+        self.results = {step.name: StepResult(step.name, step.kind) for step in self.steps}
+
+    def execute(self) -> list[StepResult]:
+        """Do what is to do; returns a result per step.
+
+        Raises:
+            UserError: a step is blocked, its model cannot load, or more rows fail than `max_error_rate` allows.
+        """
+        self.planner.sync()
+        if self.retry_errors:
+            for step in self.steps:
+                self._drop_errors(step)
+        left = {step.name: step for step in self.steps}
+        while left:
+            ready = [s for s in left.values() if not ({s.rows, s.domain, *s.reads} & left.keys())]
+            together = [s for s in ready if isinstance(s.op, Annotate | Expand)]
+            domain = together[0].domain if together else None
+            batch = [s for s in together if s.domain == domain] or ready[:1]
+            plans = {s.name: self._judge(s) for s in batch}
+            self._pass([(s, plans[s.name]) for s in batch if isinstance(s.op, Annotate | Expand)])
+            for step in batch:
+                if isinstance(step.op, Select | Reduce):
+                    self._whole(step, plans[step.name])
+                del left[step.name]
+        return list(self.results.values())
+
+    def _judge(self, step: Step) -> StepPlan:
+        plan = self.planner.judge(step)
+        if plan.state == BLOCKED:
+            raise UserError(plan.cause, where=f"steps.{step.name}")
+        return plan
+
+    # ---- Annotate and Expand: passes over rows
+
+    def _pass(self, steps: list[tuple[Step, StepPlan]]) -> None:
+        """Bring the columns of `steps`, all of one domain, up to date in one pass over the rows."""
+        stale = [step for step, plan in steps if plan.todo]
+        for step, plan in steps:
+            done = (plan.wanted or 0) - (plan.todo or 0)
+            self.progress.start(step.name, done, plan.wanted or 0)
+        if stale:
+            tasks = [self._task(step) for step in stale]
+            chunk_rows = min(step.op.execution.chunk_rows for step in stale)
+            chunks = list(self._chunks(stale, chunk_rows))
+            tables = {step.name: self.planner.table(step.name) for step in stale}
+            ledger = Ledger(tasks, tables, self.results, self.recipe.run)
+            crew = Crew(tasks, self._rows_of(stale[0]), connect(self.address), self.recipe.run.workers)
+            for record in crew.run(chunks):
+                self._book(ledger, record)
+            ledger.flush()
+            lost = list(self._chunks(stale, max(1, chunk_rows // 2)))
+            if lost:
+                log.warning("%d rows were lost with a worker; running them again apart", sum(map(len, lost)))
+            for record in crew.run_apart(lost, dead_rows):
+                self._book(ledger, record)
+            ledger.flush()
+            ledger.judge(final=True)
+        for step, plan in steps:
+            self._finish_rows(step, plan)
+
+    def _book(self, ledger: Ledger, record: dict[str, Any]) -> None:
+        ledger.take(record)
+        self.progress.advance(record["step"], record["done"], record["errors"])
+
+    def _task(self, step: Step) -> Task:
+        reads = {n: Source(t.uri, tuple(t.files())) for n in step.reads for t in [self.planner.table(n)]}
+        return Task(step.name, step.op, self.planner.table(step.name).uri, reads)
+
+    def _rows_of(self, step: Step) -> Source:
+        table = self.dataset.rows if step.domain == SOURCE else self.planner.table(step.domain)
+        return Source(table.uri, tuple(table.files()))
+
+    def _chunks(self, steps: list[Step], size: int) -> Iterator[pa.Table]:
+        """Work in chunks of at most `size` ids: a column `id`, and per step whether it wants the row."""
+        todo = {}
+        for step in steps:
+            rows = self.planner.rowsets[step.rows]
+            parts = list(missing(rows, self.planner.table(step.name), expand=isinstance(step.op, Expand)))
+            todo[step.name] = np.concatenate(parts) if parts else np.empty(0, np.int64)
+        ids = np.unique(np.concatenate(list(todo.values())))
+        flags = {name: np.isin(ids, mine, assume_unique=True) for name, mine in todo.items()}
+        for start in range(0, len(ids), size):
+            part = slice(start, start + size)
+            yield pa.table({"id": ids[part], **{name: flag[part] for name, flag in flags.items()}})
+
+    def _finish_rows(self, step: Step, plan: StepPlan) -> None:
+        """Check the accounting, leave a receipt, and tell the planner."""
+        result, rows = self.results[step.name], self.planner.rowsets[step.rows]
+        after = self.planner.judge(step)
+        if after.state != FRESH:
+            raise AssertionError(f"{step.name}: {after.todo} rows of {after.wanted} have neither value nor error")
+        receipt = self.dataset.receipt(step.name)
+        if (
+            plan.todo
+            or receipt is None
+            or receipt["fingerprint"] != plan.fingerprint
+            or receipt["inputs"] != rows.digest
+        ):
+            counts = self._count(step)
+            extra = {"cpu_seconds_per_row": result.cpu_seconds / result.done} if result.done else {}
+            self._receipt(step, rows.digest, self.planner.results[step.name], counts, receipt, **extra)
+        else:
+            counts = receipt["counts"]
+        result.counts = counts
+        self.progress.finish(step.name, counts)
+
+    def _count(self, step: Step) -> dict[str, int]:
+        """rows = values + errors on the rows wanted, counted from what is stored."""
+        table, rows = self.planner.table(step.name), self.planner.rowsets[step.rows]
+        files, errors, wanted, children = table.files(), 0, 0, 0
+        for low, high in rows.windows():
+            ids = rows.ids(low, high)
+            wanted += len(ids)
+            if not len(ids):
+                continue
+            if isinstance(step.op, Expand):
+                marks = np.array([child_id(int(i), MAX_CHILDREN) for i in ids])
+                data = take_ids(table.uri, files, marks, ["children", "error"])
+                children += pc.sum(data["children"]).as_py() or 0
+            else:
+                data = take_ids(table.uri, files, ids, ["error"])
+            errors += len(ids) - data["error"].null_count
+        counts = {"rows": wanted, "values": wanted - errors, "errors": errors}
+        return {**counts, "children": children} if isinstance(step.op, Expand) else counts
+
+    def _drop_errors(self, step: Step) -> None:
+        """Take the error rows of a column away, so that they are missing and will be done again."""
+        self.planner.judge(step)
+        if not isinstance(step.op, Annotate | Expand) or step.name not in self.planner.fingerprints:
+            return
+        table = self.planner.table(step.name)
+        bad = [f for f in table.files() if f.errors]
+        if not bad:
+            return
+        kept = [read_files(table.uri, [f]).filter(pc.field("error").is_null()) for f in bad]
+        schema = self._task(step).schema()
+        table.commit(schema, [write_file(table.uri, t) for t in kept if t.num_rows], bad, note="retry errors")
+
+    # ---- Select and Reduce: whole columns
+
+    def _whole(self, step: Step, plan: StepPlan) -> None:
+        """Compute a column from whole columns and put it in place of the old one in one commit."""
+        result = self.results[step.name]
+        self.progress.start(step.name, (plan.wanted or 0) - (plan.todo or 0), plan.wanted or 0)
+        if plan.state != FRESH:
+            start = time.process_time()
+            inputs, table = self.planner.inputs(step), self.planner.table(step.name)
+            columns = self.planner.columns(step)
+            if isinstance(step.op, Select):
+                data = _with_errors(step.op.decide(columns), None)
+            else:
+                data = self._reduce(step, columns)
+            schema = pa.schema([("id", pa.int64()), *step.op.columns(), ("error", ERROR)])
+            data = data.select(schema.names).cast(schema)
+            wanted = plan.wanted or 0
+            if data.num_rows != wanted:
+                raise AssertionError(f"{step.name}: {data.num_rows} results for {wanted} rows")
+            new = [write_file(table.uri, data)] if data.num_rows else []
+            table.commit(schema, new, table.files(), note="replace")
+            result.done, result.cpu_seconds = wanted, time.process_time() - start
+            counts = _whole_counts(step, data)
+            rate = {"cpu_seconds_per_row": result.cpu_seconds / wanted} if wanted else {}
+            content = digest([plan.fingerprint, _content_digest(data)])
+            self._receipt(step, inputs, content, counts, self.dataset.receipt(step.name), **rate)
+            self.planner.judge(step)
+        result.counts = (self.dataset.receipt(step.name) or {}).get("counts", {})
+        self.progress.finish(step.name, result.counts)
+
+    def _reduce(self, step: Step, columns: dict[str, pa.Table]) -> pa.Table:
+        """Run a Reduce in a Ray task on rows without an input error, and carry the errors over."""
+        import ray
+
+        connect(self.address)
+        first = next(iter(columns.values()))
+        bad = pa.concat_tables(
+            [c.filter(pc.field("error").is_valid()).select(["id", "error"]) for c in columns.values()]
+        )
+        good = pc.invert(pc.is_in(first["id"], bad["id"])) if bad.num_rows else pa.array([True] * first.num_rows)
+        clean = {name: table.filter(good) for name, table in columns.items()}
+        values = ray.get(ray.remote(max_retries=2)(_reduce_task).remote(step.op, clean))
+        if not values["id"].equals(next(iter(clean.values()))["id"]):
+            raise AssertionError(f"{step.op.name} must return one row per id, in order")
+        seen, keep = set(), []
+        for position, row_id in enumerate(bad["id"].to_pylist()):
+            if row_id not in seen:
+                seen.add(row_id)
+                keep.append(position)
+        failed = _with_errors(bad.select(["id"]).take(keep), bad["error"].take(pa.array(keep, pa.int64())))
+        return pa.concat_tables([_with_errors(values, None), failed], promote_options="default").sort_by("id")
+
+    def _receipt(
+        self, step: Step, inputs: str | None, result: str | None, counts: dict, old: dict | None, **extra: Any
+    ) -> None:
+        kept = {"cpu_seconds_per_row": old["cpu_seconds_per_row"]} if old and "cpu_seconds_per_row" in old else {}
+        self.dataset.write_receipt(
+            step.name,
+            {
+                "step": step.name,
+                "op": step.op.name,
+                "kind": step.kind,
+                "version": step.op.version(),
+                "config": self.planner.identities[step.name],
+                "fingerprint": self.planner.fingerprints[step.name],
+                "reads": {name: self.planner.fingerprints[name] for name in step.reads},
+                "rows": step.rows,
+                "domain": step.domain,
+                "inputs": inputs,
+                "result": result,
+                "counts": counts,
+                "errors": counts.get("errors", counts.get("failed", 0)),
+                "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                **kept,
+                **extra,
+            },
+        )
+
+
+def _reduce_task(op: Reduce, columns: dict[str, pa.Table]) -> pa.Table:
+    return op.reduce(columns)
+
+
+def _with_errors(data: pa.Table, errors: pa.ChunkedArray | None) -> pa.Table:
+    column = pa.nulls(data.num_rows, ERROR) if errors is None else errors
+    return data.append_column(pa.field("error", ERROR), column)
+
+
+def _whole_counts(step: Step, data: pa.Table) -> dict[str, int]:
+    if isinstance(step.op, Select):
+        verdicts = data["verdict"].to_pylist()
+        return {"rows": len(verdicts), **{v: verdicts.count(v) for v in ("kept", "rejected", "failed")}}
+    errors = data.num_rows - data["error"].null_count
+    return {"rows": data.num_rows, "values": data.num_rows - errors, "errors": errors}
+
+
+def _content_digest(data: pa.Table) -> str:
+    """Digest of the values themselves: a Select that decides the same again leaves its readers fresh."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, data.schema) as writer:
+        writer.write_table(data.combine_chunks())
+    return hashlib.sha256(sink.getvalue()).hexdigest()[:16]

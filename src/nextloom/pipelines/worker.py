@@ -1,0 +1,249 @@
+"""What runs in a worker process: one fetch and one decode per row, then every op that wants the row.
+
+A chunk of ids comes in; one Parquet file per step goes out, uncommitted, with a small record of it. A row that
+cannot be fetched, decoded or measured becomes a row with an `error`; nothing a row does can lose another.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from nextloom import pixels
+from nextloom.io import fetch
+from nextloom.op import ERROR, MAX_CHILDREN, Annotate, Expand, Row, batched, child_id, error_value
+from nextloom.store.files import File, take_ids, write_file
+
+CHILDREN = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("parent", pa.int64()),
+        ("ordinal", pa.int32()),
+        ("key", pa.string()),
+        ("uri", pa.string()),
+        ("frame", pa.int32()),
+        ("children", pa.int32()),
+        ("error", ERROR),
+    ]
+)
+"""Rows of an Expand: its children, and one marker per parent (ordinal 4,095) with their number or its error."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files of one table that a worker reads by id: the rows, or a column an op reads."""
+
+    uri: str
+    files: tuple[File, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One step of a pass."""
+
+    step: str
+    op: Annotate | Expand
+    table_uri: str
+    reads: Mapping[str, Source] = field(default_factory=dict)
+
+    def schema(self) -> pa.Schema:
+        """Arrow schema of the step's files."""
+        if isinstance(self.op, Expand):
+            return CHILDREN
+        return pa.schema([("id", pa.int64()), *self.op.columns(), ("error", ERROR)])
+
+
+class RowError(Exception):
+    """An error that already knows its stage, type and message."""
+
+    def __init__(self, value: dict[str, Any]) -> None:
+        self.value = value
+        super().__init__(value["message"])
+
+
+class Worker:
+    """Runs the steps of one pass over chunks of ids. Built once per process: loads weights."""
+
+    def __init__(self, tasks: Sequence[Task], rows: Source) -> None:
+        self._tasks, self._rows = tasks, rows
+        for task in tasks:
+            task.op.setup()
+        self._batch = max((t.op.batch for t in tasks if isinstance(t.op, Annotate)), default=1)
+
+    def __call__(self, chunk: pa.Table) -> pa.Table:
+        """`chunk`: id, and per step a bool column that says whether it wants the row. Returns file records."""
+        ids = chunk["id"].to_numpy()
+        wanted = {t.step: set(ids[chunk[t.step].to_numpy()].tolist()) for t in self._tasks}
+        values: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        seconds: dict[str, float] = defaultdict(float)
+        shared = time.process_time()
+        for rows, errors in self._load(ids):
+            load = (time.process_time() - shared) / max(1, sum(bool(ids_) for ids_ in wanted.values()))
+            for task in self._tasks:
+                mine = [row for row in rows if row.id in wanted[task.step]]
+                start = time.process_time()
+                values[task.step] += self._run(task, mine, errors)
+                seconds[task.step] += time.process_time() - start + (load if mine else 0)
+            shared = time.process_time()
+        records = []
+        for task in self._tasks:
+            if values[task.step]:
+                file = write_file(task.table_uri, _to_table(task, values[task.step]))
+                done = len(wanted[task.step])
+                records.append({"step": task.step, **file.as_dict(), "done": done, "seconds": seconds[task.step]})
+        return pa.Table.from_pylist(records, schema=RECORD)
+
+    def _load(self, ids: np.ndarray) -> Iterator[tuple[list[Row], dict[int, RowError]]]:
+        """Rows with bytes and pixels, a batch at a time; the second item holds what could not be fetched or decoded."""
+        table = take_ids(self._rows.uri, self._rows.files, ids).to_pylist()
+        reads = {t.step: {n: take_by_id(s, ids) for n, s in t.reads.items()} for t in self._tasks}
+        needs = {t.op.needs if isinstance(t.op, Annotate) else "bytes" for t in self._tasks}
+        last: tuple[str, bytes] | None = None
+        for start in range(0, len(table), self._batch):
+            rows, errors = [], {}
+            for item in table[start : start + self._batch]:
+                row = Row(item["id"], item["key"], source=item)
+                row.reads = {t: {n: by_id.get(row.id) for n, by_id in cols.items()} for t, cols in reads.items()}
+                rows.append(row)
+                if needs == {"nothing"}:
+                    continue
+                try:
+                    if last is None or last[0] != item["uri"]:
+                        last = (item["uri"], fetch(item["uri"]))
+                    row.raw = last[1]
+                except Exception as error:
+                    errors[row.id] = RowError(error_value("fetch", error))
+                    continue
+                if "pixels" in needs:
+                    try:
+                        row.pixels = pixels.decode(row.raw, item.get("frame") or 0)
+                    except Exception as error:
+                        errors[row.id] = RowError(error_value("decode", error))
+            yield rows, errors
+
+    def _run(self, task: Task, rows: list[Row], errors: Mapping[int, RowError]) -> list[dict[str, Any]]:
+        """Value or error of each row, in order; of an Expand, children and markers."""
+        out: dict[int, dict[str, Any] | Exception] = {}
+        good = []
+        for row in rows:
+            own = Row(row.id, row.key, row.source, row.raw, row.pixels, row.reads[task.step])
+            failed = _input_error(task, own, errors.get(row.id))
+            if failed:
+                out[row.id] = failed
+            else:
+                good.append(own)
+        if isinstance(task.op, Expand):
+            return [value for row in rows for value in _expand(task, row, out.get(row.id))]
+        for batch in batched(good, task.op.batch):
+            out.update(zip([r.id for r in batch], _process(task.op, batch), strict=True))
+        return [_value(task, row.id, out[row.id]) for row in rows]
+
+
+RECORD = pa.schema(
+    [
+        ("step", pa.string()),
+        ("path", pa.string()),
+        ("size", pa.int64()),
+        ("rows", pa.int64()),
+        ("errors", pa.int64()),
+        ("min_id", pa.int64()),
+        ("max_id", pa.int64()),
+        ("done", pa.int64()),
+        ("seconds", pa.float64()),
+    ]
+)
+"""One written file: a `store.files.File`, the number of wanted rows it settles, CPU seconds spent on the step."""
+
+
+def take_by_id(source: Source, ids: np.ndarray) -> dict[int, dict[str, Any]]:
+    """id -> column values of a step that an op reads."""
+    return {row["id"]: row for row in take_ids(source.uri, source.files, ids).to_pylist()}
+
+
+def _input_error(task: Task, row: Row, load: RowError | None) -> RowError | None:
+    needs = task.op.needs if isinstance(task.op, Annotate) else "bytes"
+    stage = load.value["stage"] if load else None
+    if load and (stage == "fetch" or needs == "pixels") and needs != "nothing":
+        return load
+    for name, values in row.reads.items():
+        if values is None or values.get("error"):
+            why = values["error"]["message"] if values else "no value"
+            return RowError({"stage": name, "type": "InputFailed", "message": why, "transient": False})
+    return None
+
+
+def _process(op: Annotate, batch: list[Row]) -> Sequence[dict[str, Any] | Exception]:
+    """`op.process`; if it raises for a batch, row by row, so that one bad row costs one row."""
+    try:
+        results = op.process(batch)
+        if len(results) != len(batch):
+            raise ValueError(f"{op.name} returned {len(results)} values for {len(batch)} rows")
+        return results
+    except Exception as error:
+        return [error] if len(batch) == 1 else [_process(op, [row])[0] for row in batch]
+
+
+def _value(task: Task, row_id: int, result: dict[str, Any] | Exception) -> dict[str, Any]:
+    if isinstance(result, RowError):
+        return {"id": row_id, "error": result.value}
+    if isinstance(result, Exception):
+        return {"id": row_id, "error": error_value(task.step, result)}
+    return {**result, "id": row_id, "error": None}
+
+
+def _expand(task: Task, row: Row, failed: dict[str, Any] | Exception | None) -> list[dict[str, Any]]:
+    """Children of one row and its marker; a row that fails half-way has no children."""
+    children: list[dict[str, Any]] = []
+    error = failed.value if isinstance(failed, RowError) else None
+    if error is None:
+        try:
+            for ordinal, child in enumerate(task.op.expand(row)):  # type: ignore[union-attr]
+                if ordinal >= MAX_CHILDREN:
+                    raise OverflowError(f"more than {MAX_CHILDREN} children")
+                children.append(
+                    {
+                        "id": child_id(row.id, ordinal),
+                        "parent": row.id,
+                        "ordinal": ordinal,
+                        "key": child.key,
+                        "uri": row.source["uri"],
+                        "frame": child.frame,
+                    }
+                )
+        except Exception as problem:
+            error, children = error_value(task.step, problem), []
+    marker = {"id": child_id(row.id, MAX_CHILDREN), "parent": row.id, "ordinal": MAX_CHILDREN, "key": row.key}
+    return [*children, {**marker, "uri": row.source["uri"], "children": len(children), "error": error}]
+
+
+def _to_table(task: Task, values: list[dict[str, Any]]) -> pa.Table:
+    """Arrow table of the step's schema; a value that does not fit it makes its own row an error row."""
+    schema = task.schema()
+    try:
+        return pa.Table.from_pylist(values, schema=schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        return pa.Table.from_pylist([_fit(task, value, schema) for value in values], schema=schema)
+
+
+def _fit(task: Task, value: dict[str, Any], schema: pa.Schema) -> dict[str, Any]:
+    try:
+        pa.Table.from_pylist([value], schema=schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        return {"id": value["id"], "error": error_value(task.step, error)}
+    return value
+
+
+def dead_rows(task: Task, ids: Sequence[int], message: str) -> pa.Table:
+    """Error rows for rows that killed their worker."""
+    error = {"stage": task.step, "type": "WorkerDied", "message": message, "transient": False}
+    if isinstance(task.op, Expand):
+        rows = [{"id": child_id(i, MAX_CHILDREN), "parent": i, "ordinal": MAX_CHILDREN, "error": error} for i in ids]
+    else:
+        rows = [{"id": i, "error": error} for i in ids]
+    return pa.Table.from_pylist(rows, schema=task.schema())
