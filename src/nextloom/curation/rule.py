@@ -1,0 +1,189 @@
+"""A rule: a SQL expression about one row, taken apart by DuckDB's own parser (https://duckdb.org).
+
+`parse` says which `step.column` a rule reads and which parts AND joins at its top, and refuses what looks beyond
+the row or differs from run to run: aggregates, windows, subqueries, `random()`, `now()`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import duckdb
+
+from nextloom.errors import did_you_mean
+
+_REFUSED = {
+    "SUBQUERY": "a subquery",
+    "WINDOW": "a window function",
+    "STAR": "*",
+    "LAMBDA": "a lambda",
+    "PARAMETER": "a parameter",
+}
+_ALLOWED = {"COLUMN_REF", "CONSTANT", "COMPARISON", "CONJUNCTION", "OPERATOR", "FUNCTION", "CAST", "CASE"}
+_ALLOWED |= {"BETWEEN", "COLLATE", "TYPE"}
+_TOKEN = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|--[^\n]*|/\*.*?\*/|\w+|\s+|.", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a rule reads and says."""
+
+    columns: tuple[tuple[str, str], ...]
+    """(step, column) pairs in the order of the text."""
+    parts: tuple[str, ...]
+    """SQL of the parts that AND joins at the top; all must be true."""
+
+
+def connect(threads: int = 1) -> duckdb.DuckDBPyConnection:
+    """A database in memory that can reach neither files nor network and installs nothing."""
+    config = {
+        "enable_external_access": "false",
+        "autoinstall_known_extensions": "false",
+        "autoload_known_extensions": "false",
+        "threads": str(threads),
+    }
+    return duckdb.connect(":memory:", config=config)
+
+
+@lru_cache(maxsize=256)
+def parse(sql: str) -> Rule:
+    """The rule in `sql`.
+
+    Raises:
+        ValueError: a syntax error, or something that is not about one row.
+    """
+    root = _expression(sql)
+    columns = []
+    for node in _nodes(root):
+        kind = node["class"]
+        if kind not in _ALLOWED:
+            raise ValueError(f"a rule is about one row, and cannot hold {_REFUSED.get(kind, kind.lower())}")
+        if kind == "FUNCTION":
+            _assert_plain_function(node["function_name"].lower())
+        if kind == "COLUMN_REF":
+            names = node["column_names"]
+            if len(names) < 2:
+                raise ValueError(f"write step.column, not {names[0]!r}: a rule names the step it reads")
+            columns.append((names[0], names[1]))
+    if not columns:
+        raise ValueError("the rule reads no step.column; `source.id is not null` keeps every row")
+    return Rule(tuple(dict.fromkeys(columns)), _parts(sql, root))
+
+
+def _expression(sql: str) -> dict[str, Any]:
+    """Syntax tree of one expression, without the positions in the text."""
+    tree = _tree(f"SELECT ({sql}\n)")
+    if tree.get("error"):
+        raise ValueError(f"not a SQL expression: {tree['error_message']}")
+    one = tree["statements"][0]["node"]
+    plain = _tree("SELECT (true)")["statements"][0]["node"]
+    if (
+        len(tree["statements"]) != 1
+        or len(one.get("select_list", ())) != 1
+        or one != plain | {"select_list": one["select_list"]}
+    ):
+        raise ValueError("not a SQL expression: it is a whole query")
+    return one["select_list"][0]
+
+
+def _tree(query: str) -> dict[str, Any]:
+    text = _database().execute("SELECT json_serialize_sql(?)", [query]).fetchone()[0]
+    return json.loads(text, object_hook=_without_position)
+
+
+def _without_position(node: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in node.items() if not key.startswith("query_location")}
+
+
+@lru_cache
+def _database() -> duckdb.DuckDBPyConnection:
+    return connect()
+
+
+@lru_cache
+def _functions() -> dict[str, tuple[str, str | None]]:
+    """Function name -> (kind, stability)."""
+    query = "SELECT function_name, function_type, stability FROM duckdb_functions()"
+    return {name: (kind, stability) for name, kind, stability in _database().execute(query).fetchall()}
+
+
+def _assert_plain_function(name: str) -> None:
+    functions = _functions()
+    if name not in functions:
+        raise ValueError(f"no function {name!r}; {did_you_mean(name, functions)}")
+    kind, stability = functions[name]
+    if kind not in ("scalar", "macro"):
+        raise ValueError(f"a rule is about one row, and cannot hold {name}(), which is about many")
+    if kind == "scalar" and stability != "CONSISTENT":
+        raise ValueError(f"a rule gives the same verdict every time, and cannot hold {name}()")
+
+
+def _nodes(node: Any) -> Iterator[dict[str, Any]]:
+    """Every expression below `node`, in the order of the text."""
+    if isinstance(node, dict):
+        if "class" in node:
+            yield node
+        for value in node.values():
+            yield from _nodes(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _nodes(value)
+
+
+def _parts(sql: str, root: dict[str, Any]) -> tuple[str, ...]:
+    """Top-level parts as the user wrote them, or as DuckDB writes them where splitting the text went wrong."""
+    trees = root["children"] if root["type"] == "CONJUNCTION_AND" else [root]
+    parts = _split(_tokens(sql))
+    try:
+        if [_expression(part) for part in parts] == trees:
+            return tuple(parts)
+    except ValueError:
+        pass
+    return tuple(_sql(tree) for tree in trees)
+
+
+def _sql(tree: dict[str, Any]) -> str:
+    query = _tree("SELECT (true)")
+    query["statements"][0]["node"]["select_list"] = [tree]
+    text = _database().execute("SELECT json_deserialize_sql(?::JSON)", [json.dumps(query)]).fetchone()[0]
+    return text.removeprefix("SELECT ")
+
+
+def _tokens(sql: str) -> list[str]:
+    """Words, strings and signs; comments and runs of blanks become one blank."""
+    comment = ("--", "/*")
+    return [" " if token.isspace() or token.startswith(comment) else token for token in _TOKEN.findall(sql)]
+
+
+def _split(tokens: list[str]) -> list[str]:
+    """Text between the ANDs outside of brackets, CASE and BETWEEN; brackets around a whole are opened."""
+    parts, depth, betweens, alternatives = [[]], 0, 0, False
+    for token in tokens:
+        word = token.lower()
+        depth += (word in ("(", "[", "{", "case")) - (word in (")", "]", "}", "end"))
+        if depth == 0 and word == "and" and not betweens:
+            parts.append([])
+            continue
+        if depth == 0:
+            betweens += (word == "between") - (word == "and")
+            alternatives |= word == "or"  # binds weaker than AND: the whole is one part
+        parts[-1].append(token)
+    if len(parts) > 1 and not alternatives:
+        return [text for part in parts for text in _split(part)]
+    text = "".join(tokens).strip()
+    inner = _tokens(text[1:-1]) if text.startswith("(") and text.endswith(")") else []
+    return _split(inner) if inner and _balanced(inner) else [text]
+
+
+def _balanced(tokens: list[str]) -> bool:
+    depth = 0
+    for token in tokens:
+        depth += (token == "(") - (token == ")")
+        if depth < 0:
+            return False
+    return depth == 0
