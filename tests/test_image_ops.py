@@ -1,0 +1,171 @@
+"""image_stats, perceptual_hash, gif_frames: golden values made by plain numpy, and the properties users rely on."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import zoo
+from nextloom import pixels
+from nextloom.curation.gif_frames import GifFrames
+from nextloom.curation.image_stats import ImageStats
+from nextloom.curation.perceptual_hash import PerceptualHash
+from nextloom.op import Annotate, Row, attempt
+
+BUMP = "the same picture gives another value: bump code_version"
+
+
+def run(op: Annotate, picture: Image.Image | bytes) -> dict:
+    raw = picture if isinstance(picture, bytes) else zoo.encoded(picture, "PNG")
+    op.setup()
+    values = op.measure(Row(id=0, key="x", raw=raw, pixels=pixels.decode(raw)))
+    assert list(values) == op.columns().names
+    return values
+
+
+def golden() -> Image.Image:
+    """A 192 x 128 picture of waves and blocks, without randomness and without symmetry."""
+    y, x = np.mgrid[:128, :192]
+    red = 127 + 120 * np.sin(x / 9 + y / 31)
+    green = (x * 3 + y * y // 50) % 256
+    blue = np.where((x // 24 + y // 40) % 2, 230, 15)
+    return Image.fromarray(np.stack([red, green, blue], axis=-1).astype(np.uint8))
+
+
+def grey_of(image: Image.Image) -> np.ndarray:
+    """Rec. 601 luma, rounded."""
+    return np.floor(np.asarray(image).astype(np.float64) @ [0.299, 0.587, 0.114] + 0.5)
+
+
+def blocks(grey: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Mean of whole blocks: what area averaging is when sizes divide."""
+    h, w = grey.shape
+    return np.floor(grey.reshape(height, h // height, width, w // width).mean(axis=(1, 3)) + 0.5)
+
+
+def laplacian(grey: np.ndarray) -> np.ndarray:
+    p = np.pad(grey, 1, mode="reflect")
+    return p[:-2, 1:-1] + p[2:, 1:-1] + p[1:-1, :-2] + p[1:-1, 2:] - 4 * grey
+
+
+def plain_hash(grey32: np.ndarray) -> int:
+    """pHash by the textbook's double sum."""
+    n = np.arange(32)
+    low = np.empty((8, 8))
+    for u in range(8):
+        for v in range(8):
+            wave = np.outer(np.cos(np.pi * u * (2 * n + 1) / 64), np.cos(np.pi * v * (2 * n + 1) / 64))
+            low[u, v] = (grey32 * wave).sum() * (0.5**0.5 if u == 0 else 1) * (0.5**0.5 if v == 0 else 1) / 16
+    bits = (np.round(low, 3) > np.median(np.round(low, 3))).ravel()
+    value = int("".join("01"[int(bit)] for bit in bits), 2)
+    return value - 2**64 if value >= 2**63 else value
+
+
+def test_image_stats_golden():
+    grey = grey_of(golden())
+    share = np.unique(grey, return_counts=True)[1] / grey.size
+    values = run(ImageStats(sharpness_side=32), golden())
+    expected = {
+        "width": 192,
+        "height": 128,
+        "channels": 3,
+        "short_side": 128,
+        "aspect": 1.5,
+        "sharpness": laplacian(blocks(grey, 32, 48)).var(),
+        "brightness": grey.mean() / 255,
+        "entropy": -(share * np.log2(share)).sum(),
+    }
+    assert values == pytest.approx(expected, rel=2e-3), BUMP
+    stored = {"sharpness": 2882.545, "brightness": 0.4878625, "entropy": 7.619639}
+    assert {key: values[key] for key in stored} == pytest.approx(stored, rel=1e-3), BUMP
+
+
+def test_perceptual_hash_golden():
+    image = golden().resize((128, 128))
+    value = run(PerceptualHash(), image)["hash"]
+    assert value == plain_hash(blocks(grey_of(image), 32, 32)), BUMP
+    assert value == -8960185596422128892, BUMP
+
+
+def test_sharpness_falls_with_blur_and_hardly_with_resolution():
+    noise = np.random.default_rng(3).integers(0, 256, (256, 256), np.uint8)
+    base = Image.fromarray(noise).resize((1024, 1024), Image.Resampling.BICUBIC)
+    sharp = run(ImageStats(), base)["sharpness"]
+    assert run(ImageStats(), base.resize((512, 512), Image.Resampling.BOX))["sharpness"] == pytest.approx(
+        sharp, rel=0.05
+    )
+    assert run(ImageStats(), base.resize((64, 64)).resize((1024, 1024)))["sharpness"] < sharp / 10
+
+
+def test_small_pictures_are_not_enlarged_and_thin_ones_measured():
+    image = golden().crop((0, 0, 100, 60))
+    expected = laplacian(grey_of(image)).var()
+    assert run(ImageStats(), image)["sharpness"] == pytest.approx(expected, rel=2e-3)
+    for size in ((1, 1), (1, 900), (900, 1), (3000, 300)):
+        values = run(ImageStats(), golden().resize(size))
+        assert (values["width"], values["height"]) == size and values["sharpness"] >= 0
+
+
+def test_flat_pictures():
+    white, black = (run(ImageStats(), Image.new("RGB", (40, 30), color)) for color in ((255,) * 3, (0,) * 3))
+    assert (white["brightness"], white["entropy"], white["sharpness"]) == (1.0, 0.0, 0.0)
+    assert (black["brightness"], black["entropy"], black["sharpness"]) == (0.0, 0.0, 0.0)
+    flat = {run(PerceptualHash(), Image.new("RGB", (40, 30), c))["hash"] for c in ("white", "red", "#888")}
+    assert len(flat) == 1
+
+
+def test_size_is_upright_and_channels_are_the_files(tmp_path):
+    values = run(ImageStats(), zoo.rotated_jpeg(tmp_path).read_bytes())
+    assert (values["width"], values["height"], values["aspect"]) == (64, 32, 2.0)
+    assert run(ImageStats(), zoo.cmyk_jpeg(tmp_path).read_bytes())["channels"] == 4
+    assert run(ImageStats(), zoo.sixteen_bit_png(tmp_path).read_bytes())["channels"] == 1
+
+
+def test_hash_survives_resizing_and_encoding_and_tells_pictures_apart():
+    def bits(image: Image.Image | bytes) -> int:
+        return run(PerceptualHash(), image)["hash"] & (2**64 - 1)
+
+    image = golden()
+    copies = [image.resize((96, 64)), image.resize((500, 333)), zoo.encoded(image, "JPEG", quality=60)]
+    assert [(bits(copy) ^ bits(image)).bit_count() <= 6 for copy in copies] == [True] * 3
+    others = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), zoo.halves(), image.crop((0, 0, 60, 60))]
+    assert [(bits(other) ^ bits(image)).bit_count() > 12 for other in others] == [True] * 3
+
+
+def test_symmetric_pictures_hash_the_same_in_every_size():
+    ring = np.hypot(*np.mgrid[-31.5:32, -31.5:32])
+    image = Image.fromarray(np.where(abs(ring - 20) < 6, 0, 255).astype(np.uint8))
+    double = image.resize((128, 128), Image.Resampling.NEAREST)
+    assert run(PerceptualHash(), image) == run(PerceptualHash(), double)
+
+
+def test_frames_of_an_animation_are_children(tmp_path):
+    raw = zoo.animated_gif(tmp_path).read_bytes()
+    children = list(GifFrames().expand(Row(id=1, key="sub/a.gif", raw=raw)))
+    assert [(c.key, c.frame) for c in children] == [("sub/a.gif#0000", 0), ("sub/a.gif#0001", 1), ("sub/a.gif#0002", 2)]
+    with pytest.raises(ValueError, match="3 frames; max_frames is 2"):
+        list(GifFrames(max_frames=2).expand(Row(id=1, key="a.gif", raw=raw)))
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "PNG"])
+def test_other_animations_and_stills(kind):
+    frames = [Image.new("RGB", (8, 8), color) for color in (zoo.RED, zoo.BLUE)]
+    raw = zoo.encoded(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
+    assert [c.frame for c in GifFrames().expand(Row(id=1, key="a", raw=raw))] == [0, 1]
+    assert (pixels.decode(raw, 1) == zoo.BLUE).all()
+    still = zoo.encoded(frames[0], kind)
+    assert [c.key for c in GifFrames().expand(Row(id=1, key="a.x", raw=still))] == ["a.x#0000"]
+
+
+def test_no_picture_has_no_children():
+    result = attempt(lambda row: list(GifFrames().expand(row)), Row(id=1, key="a.gif", raw=b"GIF89a"))
+    assert isinstance(result, pixels.PictureError)
+
+
+def test_importing_the_ops_imports_nothing_heavy():
+    names = ("image_stats", "perceptual_hash", "near_duplicate", "gif_frames", "select", "files")
+    code = "import sys; " + "; ".join(f"import nextloom.curation.{name}" for name in names)
+    code += "; print([m for m in ('cv2', 'torch', 'ray') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
