@@ -10,6 +10,7 @@ QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_AUTH_MODE": "disabled",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 
 
@@ -40,6 +41,8 @@ def connect(address: str | None = None) -> int:
             )
         else:
             ray.init(address=address, log_to_driver=False, logging_level="error")
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    import ray.data  # its import sets up loggers of its own, which we then turn down
+
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails reaches the caller as an exception or a row
     return cores if address is None else int(ray.cluster_resources().get("CPU", 1))

@@ -74,5 +74,5 @@ class Ledger:
                     f"{result.errors} of {result.done} rows failed, more than max_error_rate {limit:g} allows; "
                     "what was done is kept",
                     where=f"steps.{name}",
-                    next="nextloom report RECIPE shows the reasons; mend the cause, then nextloom run RECIPE --retry-errors",
+                    next="nextloom report RECIPE shows the reasons; then nextloom run RECIPE --retry-errors",
                 )

@@ -150,7 +150,7 @@ class Planner:
         expand = isinstance(step.op, Expand)
         same = receipt is not None and receipt["fingerprint"] == plan.fingerprint
         retry = self.retry_errors and same and receipt["errors"] > 0
-        if same and not retry and isinstance(rows, RowSet) and receipt["inputs"] == rows.digest:
+        if not retry and isinstance(rows, RowSet) and self.matches(step, receipt, rows.digest):
             self._know(step, table)
             return
         if rows is None:
@@ -167,6 +167,12 @@ class Planner:
             self.results[step.name] = None
             self.rowsets[step.name] = None
 
+    def matches(self, step: Step, receipt: dict | None, inputs: str | None) -> bool:
+        """True when `receipt` is about this fingerprint, these inputs, and the files that the table has now."""
+        if receipt is None or (receipt["fingerprint"], receipt["inputs"]) != (self.fingerprints[step.name], inputs):
+            return False
+        return receipt["files"] == files_digest(self.table(step.name).files())
+
     def _know(self, step: Step, table: Table) -> None:
         files = table.files()
         self.results[step.name] = files_digest(files)
@@ -175,7 +181,7 @@ class Planner:
 
     def _judge_whole(self, step: Step, plan: StepPlan, rows: RowSet | Guess | None, receipt: dict | None) -> None:
         inputs = self.inputs(step)
-        if receipt and receipt["fingerprint"] == plan.fingerprint and receipt["inputs"] == inputs:
+        if self.matches(step, receipt, inputs):
             self.results[step.name] = receipt["result"]
             if isinstance(step.op, Select):
                 files = self.table(step.name).files()

@@ -8,6 +8,7 @@ what dies until single rows, and steps, are left. Exceptions never get here, sin
 from __future__ import annotations
 
 import logging
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -44,17 +45,19 @@ class Crew:
         context.print_on_execution_start = False
         context.execution_options.verbose_progress = False
         size = min(self._size, len(chunks))
-        data = ray.data.from_arrow(list(chunks)).map_batches(
-            Worker,
-            batch_size=None if not self._gpus else max(c.num_rows for c in chunks),
-            batch_format="pyarrow",
-            fn_constructor_args=(self._tasks, self._rows),
-            compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
-            num_cpus=self._cpus,
-            num_gpus=self._gpus or None,
-            max_restarts=RESTARTS,
-            max_task_retries=0,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Ray 2.60 has no other way yet to bound restarts than these two
+            data = ray.data.from_arrow(list(chunks)).map_batches(
+                Worker,
+                batch_size=None if not self._gpus else max(c.num_rows for c in chunks),
+                batch_format="pyarrow",
+                fn_constructor_args=(self._tasks, self._rows),
+                compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
+                num_cpus=self._cpus,
+                num_gpus=self._gpus or None,
+                max_restarts=RESTARTS,
+                max_task_retries=0,
+            )
         try:
             for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 yield from batch.to_pylist()

@@ -207,7 +207,7 @@ class Graph:
             )
         if isinstance(step.op, Annotate | Expand) and isinstance(read.op, Reduce | Select):
             raise UserError(
-                f"reads {other!r}, which depends on the whole row set; a value of one row must not change with the others",
+                f"reads {other!r}, which depends on the whole row set: the value of a row may not change with others",
                 where=where,
                 next=f"use rows: {other} to run on what it selects, or read it in a select",
             )

@@ -30,7 +30,7 @@ from nextloom.pipelines.recipe import SOURCE, Recipe, Step
 from nextloom.pipelines.worker import Source, Task, dead_rows
 from nextloom.store.dataset import Dataset
 from nextloom.store.files import read_files, take_ids, write_file
-from nextloom.store.rowset import missing
+from nextloom.store.rowset import files_digest, missing
 
 log = logging.getLogger(__name__)
 
@@ -145,12 +145,7 @@ class Run:
         if after.state != FRESH:
             raise AssertionError(f"{step.name}: {after.todo} rows of {after.wanted} have neither value nor error")
         receipt = self.dataset.receipt(step.name)
-        if (
-            plan.todo
-            or receipt is None
-            or receipt["fingerprint"] != plan.fingerprint
-            or receipt["inputs"] != rows.digest
-        ):
+        if plan.todo or not self.planner.matches(step, receipt, rows.digest):
             counts = self._count(step)
             extra = {"cpu_seconds_per_row": result.cpu_seconds / result.done} if result.done else {}
             self._receipt(step, rows.digest, self.planner.results[step.name], counts, receipt, **extra)
@@ -261,6 +256,7 @@ class Run:
                 "domain": step.domain,
                 "inputs": inputs,
                 "result": result,
+                "files": files_digest(self.planner.table(step.name).files()),
                 "counts": counts,
                 "errors": counts.get("errors", counts.get("failed", 0)),
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -1,0 +1,226 @@
+"""The command line: thin verbs over the pipelines and the trainer. Data to stdout, logs and progress to stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from nextloom.config import DEFAULT_ROOT
+from nextloom.errors import UserError
+from nextloom.io import join
+
+app = typer.Typer(
+    name="nextloom",
+    help="Curate pictures, tokenize and pack them, train NextFlow and draw: each verb takes a recipe.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")]
+Root = Annotated[str, typer.Option("--root", help="folder below which everything is written")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="change one field; repeatable")]
+To = Annotated[str | None, typer.Option("--to", metavar="STEP", help="only this step or release, and what it needs")]
+AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+Address = Annotated[str | None, typer.Option("--address", help="a running Ray cluster; default: local")]
+Retry = Annotated[bool, typer.Option("--retry-errors", help="do failed rows again")]
+
+
+def load(recipe: str, root: str, sets: list[str] | None) -> tuple[Any, Any]:
+    """(Recipe, Dataset) for a verb."""
+    from nextloom.pipelines.recipe import Recipe
+    from nextloom.store.dataset import Dataset
+
+    loaded = Recipe.load(recipe, root=root, sets=sets)
+    return loaded, Dataset(join(str(Path(root).absolute()), "datasets", loaded.dataset))
+
+
+@app.command()
+def samples(folder: Annotated[str | None, typer.Argument(metavar="DIR")] = None, root: Root = DEFAULT_ROOT) -> None:
+    """Write real pictures with captions out of installed packages (OpenMoji, scikit-image, scikit-learn)."""
+    from nextloom.samples import write_samples
+
+    summary = write_samples(folder or join(root, "samples"))
+    print(json.dumps(summary) if isinstance(summary, dict) else summary)
+
+
+@app.command()
+def plan(
+    recipe: RecipeArg,
+    root: Root = DEFAULT_ROOT,
+    sets: Sets = None,
+    to: To = None,
+    retry_errors: Retry = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what is stale, why, and what it will cost. Writes nothing."""
+    from nextloom.pipelines.plan import plan as make_plan
+
+    loaded, dataset = load(recipe, root, sets)
+    plans = make_plan(loaded, dataset, to=to, retry_errors=retry_errors)
+    if as_json:
+        print(json.dumps([p.as_dict() for p in plans], indent=1))
+        return
+    table = _table("step", "op", "state", "rows to do", "of", "CPU time", "cause")
+    for p in plans:
+        todo = f"after {p.after}" if p.after else ("" if p.todo is None else f"{p.todo:,}")
+        wanted = "?" if p.wanted is None else f"{p.wanted:,}"
+        table.add_row(p.step, p.op, p.state, todo, wanted, _duration(p.cpu_seconds), p.cause)
+    _show(table)
+
+
+@app.command()
+def run(
+    recipe: RecipeArg,
+    root: Root = DEFAULT_ROOT,
+    sets: Sets = None,
+    to: To = None,
+    retry_errors: Retry = False,
+    address: Address = None,
+) -> None:
+    """Do what the plan says: only missing rows. Interrupt at will, run again to go on."""
+    from nextloom.pipelines.progress import Progress
+
+    loaded, dataset = load(recipe, root, sets)
+    with dataset.lease(f"nextloom run {recipe}"), Progress() as progress:
+        from nextloom.pipelines.run import Run
+
+        job = Run(loaded, dataset, to=to, retry_errors=retry_errors, address=address, progress=progress)
+        results = job.execute()
+    done = sum(result.done for result in results)
+    if not done:
+        print(f"{loaded.dataset}: nothing to do, {len(results)} steps are fresh")
+        return
+    _show(_counts_table([(r.step, r.done, r.counts) for r in results]))
+
+
+@app.command()
+def status(recipe: RecipeArg, root: Root = DEFAULT_ROOT, sets: Sets = None, as_json: AsJson = False) -> None:
+    """Say what is there: counts per step from the receipts, releases, and who writes at the moment."""
+    from nextloom.pipelines.status import dataset_status
+
+    loaded, dataset = load(recipe, root, sets)
+    report = dataset_status(loaded, dataset)
+    if as_json:
+        print(json.dumps(report, indent=1))
+        return
+    _show(_counts_table([(s["step"], None, s["counts"]) for s in report["steps"]]))
+    for release in report["releases"]:
+        print(f"release {release['name']}  {release['rows']:,} rows  {', '.join(release['columns'])}")
+    print(f"writer: {report['writer'] or 'none'}")
+
+
+@app.command()
+def report(recipe: RecipeArg, root: Root = DEFAULT_ROOT, sets: Sets = None) -> None:
+    """Write one offline HTML file: funnel, failures with reasons, throughput, drawings."""
+    from nextloom.pipelines.report import write_report
+
+    loaded, dataset = load(recipe, root, sets)
+    print(write_report(loaded, dataset, root=root))
+
+
+@app.command()
+def release(
+    recipe: RecipeArg,
+    name: Annotated[str | None, typer.Argument(help="which release of the recipe; default: all")] = None,
+    root: Root = DEFAULT_ROOT,
+    sets: Sets = None,
+) -> None:
+    """Publish an immutable manifest of rows and columns."""
+    from nextloom.pipelines.release import make_release
+
+    loaded, dataset = load(recipe, root, sets)
+    with dataset.lease(f"nextloom release {recipe}"):
+        for each in [name] if name else list(loaded.releases):
+            made, new = make_release(loaded, dataset, each)
+            print(f"{made.name}  {len(made.ids):,} rows, {len(made.columns)} columns{'' if new else '  (unchanged)'}")
+
+
+@app.command()
+def pack(recipe: RecipeArg, root: Root = DEFAULT_ROOT, sets: Sets = None) -> None:
+    """Cut releases into packs of equal cost under a token cap."""
+    from nextloom.store.release import open_release
+    from nextloom.tokenize.packing import write_plan
+
+    loaded, dataset = load(recipe, root, sets)
+    with dataset.lease(f"nextloom pack {recipe}"):
+        for name, op in loaded.packs.items():
+            print(f"{name}  {write_plan(dataset, name, op, open_release(dataset.uri, op.release))}")
+
+
+@app.command()
+def train(recipe: RecipeArg, root: Root = DEFAULT_ROOT, sets: Sets = None, address: Address = None) -> None:
+    """Train a tokenizer or a decoder with Ray Train; run again to resume."""
+    from nextloom.train.launch import launch
+    from nextloom.train.recipe import load_recipe
+
+    print(json.dumps(launch(load_recipe(recipe, root=root, sets=sets), address=address), indent=1))
+
+
+@app.command()
+def generate(recipe: RecipeArg, root: Root = DEFAULT_ROOT, sets: Sets = None) -> None:
+    """Draw pictures from captions; writes PNGs and a grid."""
+    from nextloom.train.drawing import draw_recipe
+
+    print(json.dumps(draw_recipe(recipe, root=root, sets=sets), indent=1))
+
+
+@app.command()
+def quickstart(root: Root = DEFAULT_ROOT) -> None:
+    """The whole chain on real pictures: samples, curate, tokenize, pack, train, draw, report."""
+    from nextloom.quickstart import run_quickstart
+
+    run_quickstart(root)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in ("rows to do", "of", "CPU time", "done") else "left")
+    return table
+
+
+def _counts_table(rows: list[tuple[str, int | None, dict[str, int]]]) -> Table:
+    names = list(dict.fromkeys(name for _, _, counts in rows for name in counts))
+    table = _table("step", "done", *names)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for step, done, counts in rows:
+        cells = [f"{counts[n]:,}" if n in counts else "" for n in names]
+        table.add_row(step, "" if done is None else f"{done:,}", *cells)
+    return table
+
+
+def _show(table: Table) -> None:
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
+def main() -> None:
+    """Console script: exit code 1 and a two-line message for errors the user can mend."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("nextloom").setLevel(logging.INFO)
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
