@@ -159,6 +159,13 @@ def test_no_file_can_be_reached(tmp_path):
         connect().sql(f"select * from '{tmp_path}/a.csv'").fetchall()
 
 
+def test_no_rows_and_the_types_of_the_columns():
+    op = SelectWhere(where="a.x > 1 and a.y")
+    empty = op.decide({"a": column({"x": [1], "y": [True]}).slice(0, 0)})
+    assert empty.num_rows == 0
+    assert empty.schema.equals(pa.schema([("id", pa.int64()), *op.columns()]))
+
+
 def test_a_million_rows_take_seconds():
     count = 1_000_000
     ids, none = np.arange(count), pa.nulls(count, ERROR)

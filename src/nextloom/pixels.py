@@ -131,7 +131,7 @@ def decode(raw: bytes, frame: int = 0) -> np.ndarray:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # EXIF that cannot be parsed says nothing about the pixels
         return image
     turn = _UPRIGHT.get(orientation)
@@ -165,8 +165,8 @@ def cover(rgb: np.ndarray, height: int, width: int) -> np.ndarray:
     h, w = rgb.shape[:2]
     scale = min(h / height, w / width)
     box_h, box_w = height * scale, width * scale
-    top, left = (h - box_h) / 2, (w - box_w) / 2
-    box = (left, top, min(left + box_w, w), min(top + box_h, h))  # a rounding error past the edge is refused
+    top, left = max(0.0, (h - box_h) / 2), max(0.0, (w - box_w) / 2)  # Pillow refuses a rounding error past the edge
+    box = (left, top, min(left + box_w, w), min(top + box_h, h))
     return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.LANCZOS, box=box))
 
 

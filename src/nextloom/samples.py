@@ -33,25 +33,25 @@ FULLY_QUALIFIED = 2  # emoji.STATUS
 
 PHOTOS = {
     "skimage/data/astronaut.png": "a portrait of a smiling astronaut in an orange suit, NASA; public domain",
-    "skimage/data/brick.png": "a wall of bricks; CC0, CC0Textures",
+    "skimage/data/brick.png": "a grey wall of bricks, black and white; CC0, CC0Textures",
     "skimage/data/camera.png": "a man behind a camera on a tripod, black and white; CC0, Lav Varshney",
     "skimage/data/chelsea.png": "the face of a ginger cat; CC0, Stefan van der Walt",
     "skimage/data/clock_motion.png": "a wall clock blurred by motion; public domain, Stefan van der Walt",
     "skimage/data/coffee.png": "a cup of espresso with a spoon on a wooden table; CC0, Rachel Michetti",
     "skimage/data/coins.png": "rows of ancient Greek coins; no known copyright restrictions, Brooklyn Museum",
-    "skimage/data/grass.png": "grass seen from above; CC0, linolafett",
-    "skimage/data/gravel.png": "gravel seen from above; CC0, CC0Textures",
+    "skimage/data/grass.png": "grass seen from above, black and white; CC0, linolafett",
+    "skimage/data/gravel.png": "gravel seen from above, black and white; CC0, CC0Textures",
     "skimage/data/hubble_deep_field.jpg": "galaxies in deep space; public domain, NASA",
     "skimage/data/ihc.png": "stained tissue under a microscope; no known copyright restrictions, CMMI",
-    "skimage/data/moon.png": "the surface of the moon; nothing stated beyond the package's licence",
-    "skimage/data/motorcycle_left.png": "a motorcycle in a garage; Middlebury 2014 stereo benchmark, no licence stated",
-    "skimage/data/motorcycle_right.png": "a motorcycle in a garage; Middlebury 2014 stereo benchmark, no licence stated",
+    "skimage/data/moon.png": "the surface of the moon, black and white; nothing stated beyond the package's licence",
+    "skimage/data/motorcycle_left.png": "a red motorcycle in a garage; Middlebury 2014 stereo data, no licence stated",
+    "skimage/data/motorcycle_right.png": "a red motorcycle in a garage; Middlebury 2014 stereo data, no licence stated",
     "skimage/data/page.png": "a scanned page of printed text; nothing stated beyond the package's licence",
     "skimage/data/retina.jpg": "the retina of a human eye; CC0, Mikael Häggström",
-    "skimage/data/rocket.jpg": "a rocket lifting off at night; public domain, SpaceX",
-    "skimage/data/text.png": "handwritten letters on paper; public domain, Wikipedia",
+    "skimage/data/rocket.jpg": "a rocket on its launch pad at dusk; public domain, SpaceX",
+    "skimage/data/text.png": "handwritten formulas on ruled paper; public domain, Wikipedia",
     "sklearn/datasets/images/china.jpg": "a Chinese temple; CC BY 2.0, danielbuechele on Flickr",
-    "sklearn/datasets/images/flower.jpg": "a pink flower; CC BY 2.0, vultilion on Flickr",
+    "sklearn/datasets/images/flower.jpg": "an orange dahlia in flower; CC BY 2.0, vultilion on Flickr",
 }
 """File in its package -> caption and, after the semicolon, licence and source as the package states them."""
 
@@ -133,7 +133,9 @@ def _plan(size: int) -> dict[str, Callable[[], bytes]]:
     notes = []
     for inner, note in PHOTOS.items():
         package, _, rest = inner.partition("/")
-        path = Path(importlib.util.find_spec(package).origin).parent / rest
+        spec = importlib.util.find_spec(package)
+        assert spec and spec.origin, "checked with the versions"
+        path = Path(spec.origin).parent / rest
         if path.is_file():  # which photographs ship differs between versions
             caption, _, licence = note.partition("; ")
             plan[f"photos/{path.name}"] = path.read_bytes

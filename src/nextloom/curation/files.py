@@ -142,7 +142,7 @@ def _local_files(root: str, recursive: bool) -> Iterator[_File]:
     """Files below a local folder; names that begin with a dot are passed over, links to folders followed."""
     if not os.path.isdir(root):
         raise _missing(root)
-    pending = [(os.path.abspath(root), "", (os.path.realpath(root),))]
+    pending: list[tuple[str, str, tuple[str, ...]]] = [(os.path.abspath(root), "", (os.path.realpath(root),))]
     while pending:
         folder, prefix, chain = pending.pop()
         with os.scandir(folder) as entries:

@@ -38,6 +38,7 @@ class GifFrames(Expand):
             PictureError: the bytes are no picture.
             ValueError: more than `max_frames` frames.
         """
+        assert row.raw is not None
         count = pixels.frame_count(row.raw)
         if count > self.max_frames:
             raise ValueError(f"{count} frames; max_frames is {self.max_frames}")

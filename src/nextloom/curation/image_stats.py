@@ -53,6 +53,7 @@ class ImageStats(Annotate):
         """
         import cv2
 
+        assert row.pixels is not None and row.raw is not None
         height, width = row.pixels.shape[:2]
         grey = cv2.cvtColor(row.pixels, cv2.COLOR_RGB2GRAY)
         share = np.bincount(grey.ravel(), minlength=256) / grey.size

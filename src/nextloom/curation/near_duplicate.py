@@ -21,7 +21,6 @@ from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field, field_validator
 
 from nextloom.errors import UserError, did_you_mean
@@ -74,7 +73,7 @@ class NearDuplicate(Reduce):
             raise UserError(f"{step!r} has no column {self.column!r}; {hint}", where="column")
         if table.schema.field(self.column).type != pa.int64():
             raise UserError(f"{step}.{self.column} is no int64 hash", where="column")
-        table = table.filter(pc.is_valid(table[self.column])).sort_by("id")
+        table = table.filter(table[self.column].is_valid()).sort_by("id")
         ids = table["id"].to_numpy()
         hashes = table[self.column].to_numpy().view(np.uint64)
         leader = representatives(hashes, self.max_distance)

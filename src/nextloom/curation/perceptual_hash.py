@@ -3,8 +3,9 @@
 pHash (Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010): grey, brought to 32 x 32
 by area averaging, two-dimensional DCT-II, the 8 x 8 lowest frequencies; a bit says whether a coefficient is above
 their median. Coefficients are rounded to 1/1000 first, so that those which are zero in exact arithmetic (half of
-them in a symmetric picture) give the same bit on every machine. Price paid: flat pictures have nothing but zeros,
-so all of them hash alike, and mirrored or turned copies hash apart.
+them in a symmetric picture) give the same bit on every machine. Price paid: colour is not
+seen (a red and a blue heart are near duplicates, so are many striped flags); flat pictures have nothing but zeros,
+so all of them hash alike; mirrored or turned copies hash apart.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class PerceptualHash(Annotate):
         """`hash`: the 64 bits, row by row from the constant term as the highest, as an int64."""
         import cv2
 
+        assert row.pixels is not None
         grey = cv2.cvtColor(row.pixels, cv2.COLOR_RGB2GRAY)
         small = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float64)
         low = np.round(DCT @ small @ DCT.T, 3)

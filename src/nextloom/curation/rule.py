@@ -41,11 +41,11 @@ class Rule:
 
 def connect(threads: int = 1) -> duckdb.DuckDBPyConnection:
     """A database in memory that can reach neither files nor network and installs nothing."""
-    config = {
+    config: dict[str, bool | float | int | list[str] | str] = {
         "enable_external_access": "false",
         "autoinstall_known_extensions": "false",
         "autoload_known_extensions": "false",
-        "threads": str(threads),
+        "threads": threads,
     }
     return duckdb.connect(":memory:", config=config)
 
@@ -92,12 +92,18 @@ def _expression(sql: str) -> dict[str, Any]:
 
 
 def _tree(query: str) -> dict[str, Any]:
-    text = _database().execute("SELECT json_serialize_sql(?)", [query]).fetchone()[0]
+    text = _ask("SELECT json_serialize_sql(?)", query)
     return json.loads(text, object_hook=_without_position)
 
 
 def _without_position(node: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in node.items() if not key.startswith("query_location")}
+
+
+def _ask(query: str, value: str) -> str:
+    row = _database().execute(query, [value]).fetchone()
+    assert row is not None
+    return row[0]
 
 
 @lru_cache
@@ -150,8 +156,7 @@ def _parts(sql: str, root: dict[str, Any]) -> tuple[str, ...]:
 def _sql(tree: dict[str, Any]) -> str:
     query = _tree("SELECT (true)")
     query["statements"][0]["node"]["select_list"] = [tree]
-    text = _database().execute("SELECT json_deserialize_sql(?::JSON)", [json.dumps(query)]).fetchone()[0]
-    return text.removeprefix("SELECT ")
+    return _ask("SELECT json_deserialize_sql(?::JSON)", json.dumps(query)).removeprefix("SELECT ")
 
 
 def _tokens(sql: str) -> list[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import duckdb
 import pyarrow as pa
@@ -84,9 +84,9 @@ class SelectWhere(Select):
         try:
             for step, table in tables.items():
                 connection.register(step, table)
-            rows = connection.sql(self._values(tables))
-            _assert_boolean(self.rules(), [str(kind) for kind in rows.types[2:]])
-            verdicts = rows.query("rows_of_rule", _verdicts(self.rules())).to_arrow_table()
+            values = self._values(tables)
+            _assert_boolean(self.rules(), [str(kind) for kind in connection.sql(values).types[2:]])
+            verdicts = connection.sql(_verdicts(self.rules(), values)).to_arrow_table()
         except duckdb.Error as error:
             raise UserError(f"the rule cannot be evaluated: {error}", where="where") from None
         finally:
@@ -110,8 +110,8 @@ class SelectWhere(Select):
         return f"SELECT {first}.id AS id, coalesce({', '.join(failed)}) AS failed, {values} FROM {first}{joins}"
 
 
-def _verdicts(rules: tuple[str, ...]) -> str:
-    """Query over `_values` for (id, verdict, reason, rules)."""
+def _verdicts(rules: tuple[str, ...], values: str) -> str:
+    """Query over the rows of query `values` for (id, verdict, reason, rules)."""
     spoken = [(f"r{i}", _text(rule), _text(f"{rule} is null")) for i, rule in enumerate(rules)]
     listed = [(f"r{i}", _json(rule), _json(f"{rule} is null")) for i, rule in enumerate(rules)]
     reason = " ".join(f"WHEN {r} IS NULL THEN {null} WHEN NOT {r} THEN {false}" for r, false, null in spoken)
@@ -121,10 +121,10 @@ def _verdicts(rules: tuple[str, ...]) -> str:
         CASE WHEN failed IS NOT NULL THEN 'failed' WHEN {kept} THEN 'kept' ELSE 'rejected' END AS verdict,
         CASE WHEN failed IS NOT NULL THEN failed {reason} END AS reason,
         CASE WHEN failed IS NULL THEN concat('[', concat_ws(', ', {each}), ']') END AS rules
-        FROM rows_of_rule ORDER BY id"""
+        FROM ({values}) ORDER BY id"""
 
 
-def _assert_boolean(rules: tuple[str, ...], kinds: list[Any]) -> None:
+def _assert_boolean(rules: tuple[str, ...], kinds: list[str]) -> None:
     for rule, kind in zip(rules, kinds, strict=True):
         if kind != "BOOLEAN":
             raise UserError(f"{rule!r} is {kind}, not true or false", where="where", next=f"compare it: {rule} > 0")
