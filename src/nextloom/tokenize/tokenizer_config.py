@@ -41,6 +41,8 @@ class CnnConfig(Model):
     last).
 
     1 is the published network; 4 runs about 4 times faster at small sizes."""
+    level_attention: bool = True
+    """Attention after every block of the coarsest level; the middle has it always."""
     groups: int = 32
     """Groups of every GroupNorm; each level's width must be a multiple."""
 
@@ -105,14 +107,15 @@ class TokenizerConfig(Model):
 
 def toy() -> TokenizerConfig:
     """Eight pixels per code, 512 codes: trains to recognisable 48-pixel pictures in a minute on two cores."""
-    small = CnnConfig(channels=64, multipliers=(1, 2), blocks=1, z_channels=64, unshuffle=4)
+    flat = {"multipliers": (1,), "blocks": 1, "unshuffle": 8, "groups": 8, "level_attention": False}
+    pixel = CnnConfig(channels=128, z_channels=64, **flat)
     return TokenizerConfig(
         codes=512,
         semantic_dim=16,
         pixel_dim=8,
-        pixel_encoder=small,
-        pixel_decoder=small,
-        semantic_encoder=small,
+        pixel_encoder=pixel,
+        pixel_decoder=pixel,
+        semantic_encoder=CnnConfig(channels=64, z_channels=64, **flat),
         semantic_width=64,
     )
 

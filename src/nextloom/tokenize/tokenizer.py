@@ -1,0 +1,137 @@
+"""The dual-codebook tokenizer: pictures to one index per cell and scale, and back.
+
+Two encoders read the same picture at the same grid. The pixel branch is a VQGAN; the semantic branch is
+trained to keep a frozen teacher's features. The quantiser picks one index for both parts, the pixel decoder
+draws from the pixel part alone, and the semantic decoder restores the teacher's features from the semantic
+part. Everything is fully convolutional: a picture has `patch` times the last grid of its schedule, whatever
+its shape.
+
+Shapes: x (B, 3, patch * H, patch * W) in [-1, 1]; z (B, D, H, W); codes (B, N), N = sum over scales of h_k * w_k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nextloom.op import canonical
+from nextloom.tokenize.cnn import Decoder, Encoder, ResBlock
+from nextloom.tokenize.documents import Grid
+from nextloom.tokenize.quantizer import Correction, Quantizer, one_thread
+from nextloom.tokenize.tokenizer_config import CONFIG_FILE, WEIGHTS_FILE, TokenizerConfig, read_config
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """One training pass: `picture` like x, `semantic` (B, teacher_dim, H, W), scalar `vq` loss, `indices` (B, n)."""
+
+    picture: Tensor
+    semantic: Tensor
+    vq: Tensor
+    indices: Tensor
+
+
+class Tokenizer(nn.Module):
+    """A tokenizer with random weights; `Tokenizer.load` brings a trained one."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.pixel_decoder.z_channels
+        self.pixel_encoder = Encoder(config.pixel_encoder)
+        self.to_pixel = nn.Conv2d(config.pixel_encoder.z_channels, config.pixel_dim, 1)
+        self.semantic_encoder = Encoder(config.semantic_encoder)
+        self.to_semantic = _two_layers(config.semantic_encoder.z_channels, config.semantic_dim)
+        self.quantizer = Quantizer(
+            config.codes, config.semantic_dim, config.pixel_dim, config.pixel_weight, config.beta
+        )
+        self.from_pixel = nn.Conv2d(config.pixel_dim, width, 1)
+        self.pixel_decoder = Decoder(config.pixel_decoder)
+        self.semantic_decoder = nn.Sequential(
+            nn.Conv2d(config.semantic_dim, config.semantic_width, 1),
+            ResBlock(config.semantic_width, config.semantic_width, config.semantic_encoder.groups),
+            _two_layers(config.semantic_width, config.teacher_dim),
+        )
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Features z (B, D, H, W), semantic part first, not normalised, float32."""
+        semantic = self.to_semantic(self.semantic_encoder(x))
+        pixel = self.to_pixel(self.pixel_encoder(x))
+        return torch.cat([semantic, pixel], dim=1).float()
+
+    def forward(self, x: Tensor, grids: Sequence[Grid]) -> Trained:
+        """The training pass over the scales in `grids` (a schedule, or one with scales dropped)."""
+        found = self.quantizer(self.encode(x), grids)
+        picture, semantic = self.decode(found.features)
+        return Trained(picture, semantic, found.loss, found.indices)
+
+    def decode(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures (not clipped) and teacher features from accumulated codes (B, D, H, W)."""
+        semantic, pixel = features.split(self.quantizer.split, dim=1)
+        return self.pixel_decoder(self.from_pixel(pixel)), self.semantic_decoder(semantic)
+
+    @torch.no_grad()
+    def tokenize(
+        self,
+        x: Tensor,
+        grids: Sequence[Grid],
+        correction: Correction | None = None,
+        keys: Sequence[str] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Input and target codes (B, N) int64 of pictures; equal without `correction`.
+
+        Follows the bit rule of `quantizer`: one picture at a time on one thread in float32, so a picture's
+        codes depend on nothing but its pixels, its key and the weights.
+
+        Args:
+            x: (B, 3, patch * H, patch * W) float32 in [-1, 1], from `pixels.to_model`.
+            grids: the schedule, (H, W) last.
+            correction, keys: self-correction and one stable key per picture.
+        """
+        with torch.autocast(x.device.type, enabled=False), one_thread():
+            pairs = []
+            for i in range(len(x)):
+                alone = x[i : i + 1].float().clone(memory_format=torch.contiguous_format)
+                pairs.append(self.quantizer.encode(self.encode(alone), grids, correction, keys and keys[i : i + 1]))
+        return torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])
+
+    @torch.no_grad()
+    def decode_codes(self, codes: Tensor, grids: Sequence[Grid], size: Grid | None = None) -> Tensor:
+        """Pictures (B, 3, patch * H, patch * W) clipped to [-1, 1] from codes (B, N).
+
+        Args:
+            codes: indices, scale by scale, row-major.
+            grids: the scales present in `codes`; a prefix of a schedule gives the coarse picture.
+            size: (H, W) when it is not `grids[-1]`.
+        """
+        features = self.quantizer.features(codes.long(), grids, size)
+        return self.decode(features)[0].clamp(-1, 1)
+
+    def codebook(self) -> Tensor:
+        """(V, D) float32, each part row-normalised: what a language model reads for an index."""
+        return self.quantizer.codebook()
+
+    def save(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors`; equal weights give equal bytes."""
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        (path / CONFIG_FILE).write_text(canonical(self.config.model_dump(mode="json")) + "\n")
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        save_file(state, path / WEIGHTS_FILE)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Tokenizer:
+        """The tokenizer in a folder, in evaluation mode and frozen."""
+        model = cls(read_config(folder))
+        model.load_state_dict(load_file(Path(folder) / WEIGHTS_FILE))
+        return model.requires_grad_(False).eval()
+
+
+def _two_layers(width_in: int, width_out: int) -> nn.Sequential:
+    """Linear, tanh, linear on every cell."""
+    return nn.Sequential(nn.Conv2d(width_in, width_in, 1), nn.Tanh(), nn.Conv2d(width_in, width_out, 1))

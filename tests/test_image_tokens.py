@@ -1,0 +1,145 @@
+"""The image_tokens step: columns, identity, golden output, the tokenizer's digest, and what planning imports."""
+
+import hashlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from nextloom import pixels
+from nextloom.op import Row
+from nextloom.tokenize.image_tokens import ImageTokens
+from nextloom.tokenize.schedule import FINAL_GRIDS, schedule
+from nextloom.tokenize.tokenizer import Tokenizer
+from nextloom.tokenize.tokenizer_config import CnnConfig, TokenizerConfig, digest, unpack_indices
+from nextloom.train.tokenizer import TokenizerConfigRecipe, TokenizerTask
+
+CNN = CnnConfig(channels=16, multipliers=(1,), blocks=1, z_channels=16, unshuffle=8, groups=4)
+CONFIG = TokenizerConfig(
+    codes=64,
+    semantic_dim=4,
+    pixel_dim=4,
+    pixel_encoder=CNN,
+    pixel_decoder=CNN,
+    semantic_encoder=CNN,
+    semantic_width=16,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer")
+    torch.manual_seed(0)
+    Tokenizer(CONFIG).save(path)
+    return str(path)
+
+
+def picture(height=50, width=70, seed=0):
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [np.sin(x / (5 + seed + c)) * np.cos(y / (7 + c)) for c in range(3)]
+    return ((np.stack(waves, axis=2) + 1) * 127.5).astype(np.uint8)
+
+
+def row(number=0, **shape):
+    return Row(id=number, key=f"key{number}", pixels=picture(seed=number, **shape))
+
+
+def ready(folder, **fields):
+    op = ImageTokens(tokenizer=folder, **{"scales": 4, **fields})
+    op.setup()
+    return op
+
+
+def test_values_match_the_schema_and_decode_to_a_picture(folder):
+    op = ready(folder, clean=True)
+    value = op.measure(row(height=30, width=60))
+    assert list(value) == op.columns().names
+    grids = schedule(FINAL_GRIDS[value["schedule"]], 4)
+    assert (value["scales"], grids[-1]) == (4, (3, 6))
+    for name in ("target", "input", "clean"):
+        codes = unpack_indices(value[name])
+        assert len(codes) == value["n_tokens"] == sum(h * w for h, w in grids)
+        assert codes.max() < 64
+    tokenizer = Tokenizer.load(folder)
+    drawn = tokenizer.decode_codes(torch.from_numpy(unpack_indices(value["clean"]))[None], grids)
+    assert drawn.shape == (1, 3, 24, 48)
+
+
+def test_self_correction_follows_the_fields(folder):
+    drawn = ready(folder, clean=True).measure(row())
+    assert drawn["input"] != drawn["target"]
+    plain = ready(folder, p=0.0).measure(row())
+    assert plain["input"] == plain["target"] == drawn["clean"]
+    assert plain["clean"] is None
+    assert ready(folder, seed=1).measure(row())["input"] != drawn["input"]
+
+
+def test_a_row_does_not_depend_on_its_neighbours(folder):
+    rows = [row(i) for i in range(37)]
+    together = ready(folder).process(rows)
+    assert ready(folder).process(rows[::-1]) == together[::-1]
+    assert ready(folder).process([rows[20]]) == [together[20]]
+
+
+def test_a_picture_beyond_four_to_one_is_an_error_row_among_values(folder):
+    value, error = ready(folder).process([row(), row(1, height=10, width=60)])
+    assert value["n_tokens"] == 23
+    assert isinstance(error, ValueError)
+    assert "longer than 4:1" in str(error)
+
+
+def test_extraction_leaves_the_tokenizer_as_it_was(folder):
+    before = digest(folder)
+    ready(folder).process([row(i) for i in range(3)])
+    assert digest(folder) == before
+
+
+def test_training_and_extraction_see_bitwise_the_same_picture(folder):
+    seen = []
+
+    class Recorder(Tokenizer):
+        def encode(self, x):
+            seen.append(x.clone())
+            return super().encode(x)
+
+    op = ready(folder)
+    op._tokenizer.__class__ = Recorder
+    op.measure(row(height=64, width=48))
+    task = TokenizerTask(TokenizerConfigRecipe(tokenizer=CONFIG, scales=4, batch=1), [picture(height=64, width=48)])
+    batch = task.batch(0)["pictures"]
+    assert torch.equal(seen[0], batch)
+    assert np.array_equal(batch[0].numpy(), pixels.to_model(picture(height=64, width=48), *batch.shape[2:]))
+
+
+def test_golden_output(folder):
+    value = ready(folder, clean=True).measure(row())
+    total = hashlib.sha256(b"".join(value[n] for n in ("target", "input", "clean"))).hexdigest()[:16]
+    assert (value["schedule"], value["n_tokens"], total) == (15, 23, "52269a125aa4a64f"), (
+        "the same picture gives other codes: bump code_version"
+    )
+
+
+def test_a_level_is_a_name_for_scales(folder):
+    level, scales = ImageTokens(tokenizer=folder, level=128), ImageTokens(tokenizer=folder, scales=8)
+    assert level.identity() == scales.identity()
+    for wrong in ({}, {"scales": 8, "level": 128}, {"scales": 19}, {"level": 100}):
+        with pytest.raises(ValidationError):
+            ImageTokens(tokenizer=folder, **wrong)
+
+
+def test_the_version_names_decoding_and_resizing(folder):
+    version = ImageTokens(tokenizer=folder, scales=4).version()
+    assert pixels.DECODE_VERSION in version
+    assert pixels.RESIZE_VERSION in version
+
+
+def test_planning_imports_neither_torch_nor_ray():
+    code = (
+        "import sys; import nextloom.tokenize.image_tokens, nextloom.tokenize.text_tokens, nextloom.tokenize.schedule;"
+        "print([name for name in ('torch', 'ray', 'tokenizers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
