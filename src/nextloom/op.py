@@ -156,6 +156,10 @@ class Select(_OnRows):
         """Names of the steps that the rule reads, as written in it (`source` is the rows table)."""
         raise NotImplementedError
 
+    def check(self, known: Mapping[str, Iterable[str]], where: str) -> None:
+        """Raise a `UserError` when the rule names a step or column that `known` (step -> columns) lacks."""
+        raise NotImplementedError
+
     def decide(self, columns: Mapping[str, pa.Table]) -> pa.Table:
         """table(id, verdict, reason, rules): verdict is kept, rejected or failed."""
         raise NotImplementedError

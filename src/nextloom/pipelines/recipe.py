@@ -21,6 +21,7 @@ from nextloom.curation.source import Source
 from nextloom.errors import UserError, did_you_mean
 from nextloom.op import Annotate, Expand, Op, Pack, Reduce, Select
 from nextloom.pipelines.registry import find_op, find_source
+from nextloom.store.dataset import ROWS
 
 SOURCE = "source"
 NAME = re.compile(r"^[a-z][a-z0-9_]*$")
@@ -185,6 +186,9 @@ class Graph:
         step = Step(name, op, rows, self._domain_of(rows, f"steps.{name}.rows"), self._reads(op))
         for other in step.reads:
             self._check_covers(other, step)
+        if isinstance(op, Select):
+            known = {other: ["id", *self.steps[other].op.columns().names] for other in step.reads}
+            op.check({SOURCE: ROWS.names, **known}, f"steps.{name}.where")
         return step
 
     def _domain_of(self, rows: str, where: str) -> str:

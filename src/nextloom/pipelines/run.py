@@ -230,12 +230,8 @@ class Run:
         values = ray.get(ray.remote(max_retries=2)(_reduce_task).remote(step.op, clean))
         if not values["id"].equals(next(iter(clean.values()))["id"]):
             raise AssertionError(f"{step.op.name} must return one row per id, in order")
-        seen, keep = set(), []
-        for position, row_id in enumerate(bad["id"].to_pylist()):
-            if row_id not in seen:
-                seen.add(row_id)
-                keep.append(position)
-        failed = _with_errors(bad.select(["id"]).take(keep), bad["error"].take(pa.array(keep, pa.int64())))
+        firsts = np.unique(bad["id"].to_numpy(), return_index=True)[1]
+        failed = bad.take(pa.array(firsts, pa.int64()))
         return pa.concat_tables([_with_errors(values, None), failed], promote_options="default").sort_by("id")
 
     def _receipt(

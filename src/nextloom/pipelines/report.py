@@ -1,0 +1,131 @@
+"""One offline HTML file about a dataset: funnel, reasons, failures, throughput, and what was trained and drawn.
+
+Everything is inlined; the page opens from a mail attachment. It reads receipts and the small columns of verdicts
+and errors, never pixels, and the summaries that trainings and drawings left below the root's `runs/` folder.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections import Counter
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+from nextloom.op import Select
+from nextloom.pipelines.plan import BLOCKED, Planner
+from nextloom.pipelines.recipe import Recipe, Step
+from nextloom.store.dataset import Dataset
+from nextloom.store.files import read_files
+
+EXAMPLES = 3
+
+
+def write_report(recipe: Recipe, dataset: Dataset, *, root: str) -> str:
+    """Write ``<root>/reports/<dataset>.html``; returns its path."""
+    import jinja2
+
+    source = files("nextloom.pipelines").joinpath("report.html").read_text()
+    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
+    target = Path(root) / "reports" / f"{recipe.dataset}.html"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(page.render(gather(recipe, dataset, root=root)), encoding="utf-8")
+    return str(target)
+
+
+def gather(recipe: Recipe, dataset: Dataset, *, root: str) -> dict[str, Any]:
+    """What the page shows, as plain data."""
+    planner = Planner(recipe, dataset)
+    steps, failures, reasons = [], [], []
+    for step in planner.graph:
+        state = planner.judge(step)
+        receipt = dataset.receipt(step.name)
+        if state.state == BLOCKED or receipt is None:
+            steps.append({"name": step.name, "op": step.op.name, "state": state.state, "counts": {}, "per_cpu_second": None})
+            continue
+        rate = receipt.get("cpu_seconds_per_row")
+        steps.append(
+            {
+                "name": step.name,
+                "op": step.op.name,
+                "state": state.state,
+                "counts": receipt["counts"],
+                "per_cpu_second": round(1 / rate, 1) if rate else None,
+            }
+        )
+        failures += _failures(planner, step)
+        if isinstance(step.op, Select):
+            reasons += _reasons(planner, step)
+    total = max((s["counts"].get("rows", 0) for s in steps), default=0)
+    return {
+        "dataset": recipe.dataset,
+        "made": time.strftime("%Y-%m-%d %H:%M"),
+        "total": total,
+        "steps": steps,
+        "reasons": reasons,
+        "failures": failures,
+        "runs": _runs(Path(root) / "runs"),
+    }
+
+
+def _column(planner: Planner, step: Step, columns: list[str]) -> Any:
+    table = planner.table(step.name)
+    found = table.files()
+    return read_files(table.uri, found, columns) if found else None
+
+
+def _failures(planner: Planner, step: Step) -> list[dict[str, Any]]:
+    """Error rows of one column grouped by stage, type and message, with example keys."""
+    table = planner.table(step.name)
+    bad_files = [f for f in table.files() if f.errors]
+    if not bad_files:
+        return []
+    data = read_files(table.uri, bad_files, ["id", "error"])
+    data = data.filter(pc.is_valid(data["error"]))
+    keys = dict(zip(*(planner.dataset.live_rows(["key"]).to_pydict()[c] for c in ("id", "key")), strict=True))
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for row in data.to_pylist():
+        error = row["error"]
+        groups.setdefault((error["stage"], error["type"], error["message"]), []).append(row["id"])
+    return [
+        {
+            "step": step.name,
+            "stage": stage,
+            "type": kind,
+            "message": message,
+            "count": len(ids),
+            "examples": [keys.get(i, f"row {i}") for i in ids[:EXAMPLES]],
+        }
+        for (stage, kind, message), ids in sorted(groups.items(), key=lambda item: -len(item[1]))
+    ]
+
+
+def _reasons(planner: Planner, step: Step) -> list[dict[str, Any]]:
+    """How many rows each rule of a Select removed first, and how many it would have removed."""
+    data = _column(planner, step, ["id", "verdict", "reason", "rules"])
+    if data is None:
+        return []
+    rejected = data.filter(pc.equal(data["verdict"], "rejected"))
+    first = Counter(rejected["reason"].to_pylist())
+    every = Counter(rule for rules in rejected["rules"].to_pylist() for rule in json.loads(rules or "[]"))
+    return [
+        {"step": step.name, "rule": rule, "first": first.get(rule, 0), "every": count}
+        for rule, count in every.most_common()
+    ]
+
+
+def _runs(folder: Path) -> list[dict[str, Any]]:
+    """Summaries and pictures that trainings and drawings left, oldest first."""
+    found = []
+    for path in sorted(folder.glob("*/summary.json"), key=lambda p: p.stat().st_mtime):
+        pictures = [
+            {"name": p.name, "data": base64.b64encode(p.read_bytes()).decode()} for p in sorted(path.parent.glob("*.png"))
+        ]
+        summary = json.loads(path.read_text())
+        values = {k: v for k, v in summary.items() if isinstance(v, int | float | str)}
+        found.append({"name": path.parent.name, "values": values, "pictures": pictures})
+    return found

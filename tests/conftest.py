@@ -1,0 +1,27 @@
+"""Shared by all tests: one local Ray for the session, single-threaded maths, the tests folder importable in workers."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+sys.path.insert(0, str(TESTS))
+
+
+@pytest.fixture(scope="session")
+def ray_local():
+    """A local Ray instance, started once; runs inside this process join it."""
+    from nextloom.cluster.connect import connect
+
+    connect()
+    import ray
+
+    yield ray
+    ray.shutdown()

@@ -1,0 +1,53 @@
+"""A run in a process of its own that kills itself: ``python driver.py ROOT POINT N``.
+
+POINT is `before_write` (workers are about to start), `uncommitted` (files of commit N are written, the commit is not
+made), `committed` (commit N is made), or `after_seconds` (N seconds, a float, after the start).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from engine import build, run
+
+from nextloom.pipelines.pool import Crew
+from nextloom.store.table import Table
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(point: str, number: str) -> None:
+    """Arrange for the death of this process."""
+    original, count = Table.commit, 0
+
+    def commit(self, *args, **kwargs):
+        nonlocal count
+        count += "/columns/" in self.uri
+        hit = count == int(number) and "/columns/" in self.uri
+        if hit and point == "uncommitted":
+            die()
+        original(self, *args, **kwargs)
+        if hit and point == "committed":
+            die()
+
+    if point == "before_write":
+        Crew.run = lambda self, chunks: die()
+    elif point == "after_seconds":
+        threading.Timer(float(number), die).start()
+    else:
+        Table.commit = commit
+
+
+if __name__ == "__main__":
+    root, point, number = sys.argv[1:]
+    arm(point, number)
+    data = json.loads((Path(root) / "recipe.json").read_text())
+    run(*build(Path(root), **data))
+    sys.exit("the run ended before it was killed" if point != "after_seconds" else 0)
