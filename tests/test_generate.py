@@ -176,6 +176,29 @@ def test_uniforms_are_a_function_of_key_seed_scale_and_cell() -> None:
     assert all(abs(np.corrcoef(numbers[0], other[0])[0, 1]) < 0.1 for other in others)
 
 
+def test_what_is_learnt_is_drawn_and_drawing_does_not_stop_the_learning() -> None:
+    """Training and drawing agree on ids, positions, blocks and resizing: an overfitted image comes back."""
+    torch.manual_seed(0)
+    model = NextFlow(CONFIG)
+    images = np.random.default_rng(3).integers(0, CONFIG.codes, (2, COUNT))
+    captions = [[1, 2, 3], [4, 5]]
+    documents = [
+        [Text(np.array(caption), loss=False), Picture(GRIDS, image, image)]
+        for caption, image in zip(captions, images, strict=True)
+    ]
+    batch = Batch.of(lay_out(documents, CONFIG, alpha=0.9))
+    before = draw(model, captions, GRIDS, temperature=0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(120):
+        losses = model(batch)
+        (losses.total / losses.supervised).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    after = draw(model, captions, GRIDS, temperature=0)
+    assert [codes.tolist() for codes in before] != images.tolist()
+    assert [codes.tolist() for codes in after] == images.tolist()
+
+
 def test_impossible_options_are_refused(model) -> None:
     with pytest.raises(ValueError, match="top_p=0"):
         draw(model, PROMPTS, GRIDS, top_p=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from nextloom.model.config import ModelConfig
 from nextloom.model.flops import cost_model, forward_flops, layer_weights, paper_flops
 from nextloom.model.hf import load_hf, to_hf
 from nextloom.model.layout import Group, lay_out
+from nextloom.model.loss import cross_entropy
 from nextloom.model.rope import pair_axes, rope
 from nextloom.model.transformer import Batch, NextFlow, resize
 from nextloom.tokenize.documents import Document, Picture, Text
@@ -238,6 +240,26 @@ def test_recompute_gives_the_same_loss_and_gradients() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+@pytest.mark.parametrize("held", [10**6, 5 * CONFIG.vocab])
+def test_bf16_autocast_stays_close_to_fp32(held, monkeypatch) -> None:
+    monkeypatch.setattr("nextloom.model.transformer.cross_entropy", partial(cross_entropy, held=held))
+    torch.manual_seed(0)
+    model, batch = NextFlow(CONFIG), batch_of(*PACK)
+    exact = model(batch).total.item()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model(batch)
+    losses.total.backward()
+    assert losses.rows.dtype == torch.float32
+    assert losses.total.item() == pytest.approx(exact, rel=2e-3)
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_rounded_positions_are_refused() -> None:
+    batch = batch_of([picture()])
+    with pytest.raises(ValueError, match="cast_forward_inputs=False"):
+        NextFlow(CONFIG)(dataclasses.replace(batch, positions=batch.positions.bfloat16()))
+
+
 def test_losses_cover_what_the_layout_supervises() -> None:
     model, batch = randomised(), batch_of(*PACK, alpha=0.9)
     losses = model(batch)
@@ -294,6 +316,7 @@ def test_rope_of_text_does_not_depend_on_the_axes() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_attention_backends_equal_each_other() -> None:
     layout = lay_out(PACK, CONFIG, pad_to=80)
     doc, block = torch.from_numpy(layout.doc), torch.from_numpy(layout.block)

@@ -8,7 +8,7 @@ nothing is recomputed, and on CPU the head runs in bf16 under autocast, which th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,11 @@ HELD_LOGITS = 48 * 2**20
 """Logits held at a time: 192 MB in fp32, 272 rows of the real vocabulary."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Losses:
-    """What one pack contributes to the loss; S supervised rows, in the order of the layout."""
+class Losses(NamedTuple):
+    """What one pack contributes to the loss; S supervised rows, in the order of the layout.
+
+    A tuple, because wrappers that shard a module look for its output tensors in tuples.
+    """
 
     rows: Tensor
     """(S,) fp32 cross entropy of each row in nats, without weights; minus it is the log-probability of the target."""
@@ -71,7 +73,7 @@ def cross_entropy(
     zeros = torch.zeros(max_scales + 1, device=losses_S.device)
     return Losses(
         rows=losses_S,
-        total=weights_S @ losses_S,
+        total=(weights_S * losses_S).sum(),  # a dot product would run in bf16 under autocast
         supervised=len(rows_S),
         scale_sums=zeros.index_add(0, scale_S, losses_S.detach()),
         scale_counts=zeros.index_add(0, scale_S, torch.ones_like(losses_S)),

@@ -210,8 +210,8 @@ class NextFlow(nn.Module):
         text = F.embedding(batch.token_ids, self.embed_tokens.weight)
         vision = self.vision(batch.codes, batch.groups, batch.vision_scale)
         x_ND = text.new_zeros(len(batch.doc), self.config.width)
-        x_ND = x_ND.index_copy(0, batch.token_rows, text)
-        x_ND = x_ND.index_copy(0, batch.vision_rows, vision.to(text.dtype))
+        x_ND.index_copy_(0, batch.token_rows, text)
+        x_ND.index_copy_(0, batch.vision_rows, vision.to(text.dtype))
         return (x_ND + self.length(batch.scales).to(text.dtype))[None]
 
     def vision(self, codes_T: Tensor, groups: Sequence[Group], scale_M: Tensor) -> Tensor:
@@ -227,20 +227,29 @@ class NextFlow(nn.Module):
     def length(self, scales_N: Tensor) -> Tensor:
         """(N, D) embedding of the image's number of scales; exactly zero where `scales_N` is 0."""
         weight = self.length_proj.weight
-        table = _sinusoids(self.config.max_scales).to(weight.device, weight.dtype)
-        return F.embedding(scales_N, self.length_proj(table))
+        table = _sinusoids(self.config.max_scales, weight.device)
+        return F.embedding(scales_N, self.length_proj(table.to(weight.dtype)))
 
     def decode(self, x_BND: Tensor, turn: Rope, looks: Sequence[Attend]) -> Tensor:
         """Layers and final norm; `looks` gives the attention of each layer."""
         for layer, look in zip(self.layers, looks, strict=True):
             if self.recompute and torch.is_grad_enabled():
-                x_BND = checkpoint(layer, x_BND, turn, look, use_reentrant=False)
+                x_BND = checkpoint(layer, x_BND, turn, look, use_reentrant=False, preserve_rng_state=False)
             else:
                 x_BND = layer(x_BND, turn, look)
         return self.norm(x_BND)
 
     def hidden(self, batch: Batch) -> Tensor:
-        """(N, D) normalised output of a pack, before the head."""
+        """(N, D) normalised output of a pack, before the head.
+
+        Raises:
+            ValueError: positions that a mixed-precision wrapper has rounded.
+        """
+        if batch.positions.dtype != torch.float32:
+            raise ValueError(
+                f"positions came as {batch.positions.dtype}, which rounds them; "
+                "shard with MixedPrecisionPolicy(..., cast_forward_inputs=False)"
+            )
         look = partial(attend, seen=visible(batch.doc, batch.block, batch.lengths, self.backend))
         turn = rope(batch.positions[None], self.config)
         return self.decode(self.embed(batch), turn, [look] * len(self.layers))[0]
@@ -269,25 +278,27 @@ def resize(map_BSE: Tensor, source: Grid, target: Grid) -> Tensor:
     """
     if source == target:
         return map_BSE
-    rows, columns = (_bicubic(a, b).to(map_BSE) for a, b in zip(source, target, strict=True))
+    rows, columns = (_bicubic(a, b, map_BSE.device) for a, b in zip(source, target, strict=True))
     with torch.autocast(map_BSE.device.type, enabled=False):
         map_BHWE = map_BSE.unflatten(1, source)
         return torch.einsum("Hh,bhwe,Ww->bHWe", rows, map_BHWE, columns).flatten(1, 2)
 
 
 @lru_cache(maxsize=4096)
-def _bicubic(source: int, target: int) -> Tensor:
-    """(target, source) matrix of torch's bicubic interpolation (a = -0.75, half-pixel centres) along one axis."""
-    impulses = torch.eye(source).view(source, 1, source, 1)
+@torch.inference_mode(False)  # what the first caller caches must serve in training too
+def _bicubic(source: int, target: int, device: torch.device) -> Tensor:
+    """(target, source) fp32 matrix of torch's bicubic interpolation (a = -0.75, half-pixel centres) on one axis."""
+    impulses = torch.eye(source, device=device).view(source, 1, source, 1)
     return F.interpolate(impulses, (target, 1), mode="bicubic").view(source, target).T.contiguous()
 
 
 @lru_cache(maxsize=8)
-def _sinusoids(max_scales: int) -> Tensor:
+@torch.inference_mode(False)
+def _sinusoids(max_scales: int, device: torch.device) -> Tensor:
     """(max_scales + 1, LENGTH_DIM) sine and cosine of K at geometric frequencies; row 0, for no image, is zero."""
     half = LENGTH_DIM // 2
-    frequency = torch.exp(-math.log(10_000.0) * torch.arange(half) / half)
-    angle = torch.arange(max_scales + 1)[:, None] * frequency
+    frequency = torch.exp(-math.log(10_000.0) * torch.arange(half, device=device) / half)
+    angle = torch.arange(max_scales + 1, device=device)[:, None] * frequency
     table = torch.cat((angle.sin(), angle.cos()), dim=1)
     table[0] = 0.0
     return table
