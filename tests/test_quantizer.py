@@ -183,3 +183,10 @@ def test_autocast_does_not_reach_the_quantiser():
         inside = quantizer(z, SQUARE)
     assert inside.features.dtype == torch.float32
     assert torch.equal(inside.indices, quantizer(z, SQUARE).indices)
+
+
+def test_features_that_are_not_finite_are_refused():
+    z = features(1, SQUARE)
+    z[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        make().encode(z, SQUARE)

@@ -88,7 +88,7 @@ class ImageTokens(Annotate):
         """Load the tokenizer."""
         from nextloom.tokenize.tokenizer import Tokenizer
 
-        self._tokenizer = Tokenizer.load(self.tokenizer)
+        self._tokenizer = Tokenizer.load(self.tokenizer).to("cuda" if self.execution.num_gpus else "cpu")
 
     def measure(self, row: Row) -> dict[str, Any]:
         """Codes of one picture.
@@ -101,10 +101,11 @@ class ImageTokens(Annotate):
         from nextloom.tokenize.quantizer import Correction
 
         assert row.pixels is not None
-        chosen = bucket(*row.pixels.shape[:2], self.count)
+        chosen = bucket(row.pixels.shape[0], row.pixels.shape[1], self.count)
         grids = schedule(FINAL_GRIDS[chosen], self.count)
         (height, width), patch = grids[-1], self._tokenizer.config.patch
         x = torch.from_numpy(pixels.to_model(row.pixels, height * patch, width * patch))[None]
+        x = x.to(self._tokenizer.codebook().device)
         correction = Correction(p=self.p, top_k=self.top_k, tau=self.tau, seed=self.seed)
         inputs, targets = self._tokenizer.tokenize(x, grids, correction, [row.key])
         clean = self._tokenizer.tokenize(x, grids)[0] if self.clean else None

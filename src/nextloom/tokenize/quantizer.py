@@ -24,7 +24,7 @@ Shapes: B pictures, D = semantic + pixel dimensions, (H, W) final grid, N = sum 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -96,7 +96,7 @@ class Quantizer(nn.Module):
         """
         with torch.autocast(z.device.type, enabled=False):
             z = z.float()
-            size, table = tuple(z.shape[-2:]), self.codebook()
+            size, table = (z.shape[-2], z.shape[-1]), self.codebook()
             ranked = self._ranked(table)
             rest, features, loss, found = z, torch.zeros_like(z), z.new_zeros(()), []
             for grid in grids:
@@ -128,9 +128,14 @@ class Quantizer(nn.Module):
         Returns:
             inputs, targets: (B, N) int64 each, scale by scale, row-major. A target is the nearest code of the
             remainder that the earlier *inputs* left. Without correction both are the plain encoding.
+
+        Raises:
+            ValueError: features that are not finite; their codes would look like any other.
         """
         assert tuple(z.shape[-2:]) == tuple(grids[-1]), f"features {tuple(z.shape[-2:])}, last grid {grids[-1]}"
         assert correction is None or (keys is not None and len(keys) == len(z)), "correction needs a key per picture"
+        if not z.isfinite().all():
+            raise ValueError("the encoder's features are not finite")
         with torch.autocast(z.device.type, enabled=False), one_thread():
             table = self.codebook()
             ranked = self._ranked(table)
@@ -241,7 +246,7 @@ def uniform(base: int, counter: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> Generator[None, None, None]:
     """Torch on one CPU thread inside the block: part of the bit rule."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

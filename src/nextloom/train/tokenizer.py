@@ -92,13 +92,12 @@ class TokenizerTask:
         self.recipe, self.pictures, self.device = recipe, pictures, torch.device(device)
         self.buckets: dict[int, list[int]] = {}
         for number, picture in enumerate(pictures):
-            height, width = picture.shape[:2]
             try:
-                row = bucket(height, width, recipe.scales)
+                row = self._row(picture)
             except ValueError as error:
                 raise UserError(str(error), where=f"picture {number}", next="leave it out by a select step") from None
             self.buckets.setdefault(row, []).append(number)
-        self.teacher = Teacher().to(self.device, memory_format=torch.channels_last)
+        self.teacher = Teacher().to(self.device).to(memory_format=torch.channels_last)
         self._input = lru_cache(maxsize=CACHED)(self._prepare)
         self._order = lru_cache(maxsize=2)(self._epoch)
 
@@ -107,7 +106,7 @@ class TokenizerTask:
         with torch.random.fork_rng():
             torch.manual_seed(self.recipe.seed)
             model = Tokenizer(self.recipe.tokenizer)
-        return model.to(self.device, memory_format=torch.channels_last)
+        return model.to(self.device).to(memory_format=torch.channels_last)
 
     def grids(self, row: int) -> tuple[Grid, ...]:
         """The schedule of pictures in bucket `row`."""
@@ -163,7 +162,7 @@ class TokenizerTask:
         model.eval()
         psnr, cosine, counts = [], [], torch.zeros(self.recipe.tokenizer.codes)
         for picture in self.pictures if pictures is None else pictures:
-            row = bucket(*picture.shape[:2], self.recipe.scales)
+            row = self._row(picture)
             x, target = (t[None] for t in self._prepare_picture(picture, row))
             codes, _ = model.tokenize(x, self.grids(row))
             drawn, semantic = model.decode(model.quantizer.features(codes, self.grids(row)))
@@ -178,6 +177,9 @@ class TokenizerTask:
             "codes_used": float(len(share)),
             "perplexity": float(torch.exp(-(share * share.log()).sum())),
         }
+
+    def _row(self, picture: np.ndarray) -> int:
+        return bucket(picture.shape[0], picture.shape[1], self.recipe.scales)
 
     def _prepare(self, number: int, row: int) -> tuple[Tensor, Tensor]:
         return self._prepare_picture(self.pictures[number], row)
