@@ -1,7 +1,7 @@
 """A run in a process of its own that kills itself: ``python driver.py ROOT POINT N``.
 
 POINT is `before_write` (workers are about to start), `uncommitted` (files of commit N are written, the commit is not
-made), `committed` (commit N is made), or `after_seconds` (N seconds, a float, after the start).
+made), `committed` (commit N is made), or `any_time` (N is ``commit:seconds``: so long after that commit).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ def die() -> None:
 def arm(point: str, number: str) -> None:
     """Arrange for the death of this process."""
     original, count = Table.commit, 0
+    number, _, delay = number.partition(":")
 
     def commit(self, *args, **kwargs):
         nonlocal count
@@ -36,11 +37,11 @@ def arm(point: str, number: str) -> None:
         original(self, *args, **kwargs)
         if hit and point == "committed":
             die()
+        if hit and point == "any_time":
+            threading.Timer(float(delay), die).start()
 
     if point == "before_write":
         Crew.run = lambda self, chunks: die()
-    elif point == "after_seconds":
-        threading.Timer(float(number), die).start()
     else:
         Table.commit = commit
 
@@ -50,4 +51,4 @@ if __name__ == "__main__":
     arm(point, number)
     data = json.loads((Path(root) / "recipe.json").read_text())
     run(*build(Path(root), **data))
-    sys.exit("the run ended before it was killed" if point != "after_seconds" else 0)
+    sys.exit("the run ended before it was killed")

@@ -26,11 +26,12 @@ DATA = {
     "execution": {"chunk_rows": 7},
     "run": {"commit_seconds": 0.001},
 }
+RANDOM = random.Random(2601)
 POINTS = [
     ("before_write", "1"),
     ("uncommitted", "3"),
     ("committed", "4"),
-    ("after_seconds", f"{random.Random(20).uniform(6, 14):.2f}"),
+    ("any_time", f"{RANDOM.randint(1, 12)}:{RANDOM.uniform(0, 0.2):.3f}"),
 ]
 
 

@@ -90,7 +90,9 @@ class Op(Model):
         return str(self.code_version)
 
 
-class _OnRows(Op):
+class RowOp(Op):
+    """An op of a step: it runs on rows. The four kinds below are its only subclasses."""
+
     rows: str | None = None
     """The step that chooses the rows: a Select, or an Expand for its children. Default: every row of the source."""
     reads: tuple[str, ...] = ()
@@ -101,7 +103,7 @@ class _OnRows(Op):
         raise NotImplementedError
 
 
-class Annotate(_OnRows):
+class Annotate(RowOp):
     """row -> values. Implement `measure`, or `process` when a model wants batches."""
 
     needs: ClassVar[Literal["nothing", "bytes", "pixels"]] = "nothing"
@@ -124,7 +126,7 @@ class Annotate(_OnRows):
         return [attempt(self.measure, row) for row in rows]
 
 
-class Expand(_OnRows):
+class Expand(RowOp):
     """row -> child rows, at most 4,095 of them. `columns()` is not used: children carry key and frame."""
 
     def setup(self) -> None:
@@ -138,7 +140,7 @@ class Expand(_OnRows):
         return pa.schema([])
 
 
-class Reduce(_OnRows):
+class Reduce(RowOp):
     """Whole columns -> one column, replaced whole whenever any input differs."""
 
     def reduce(self, columns: Mapping[str, pa.Table]) -> pa.Table:
@@ -149,7 +151,7 @@ class Reduce(_OnRows):
         raise NotImplementedError
 
 
-class Select(_OnRows):
+class Select(RowOp):
     """Columns -> a verdict per row. `decide` is pure, so that a plan can ask what a new threshold would keep."""
 
     def used(self) -> tuple[str, ...]:

@@ -106,6 +106,12 @@ class Planner:
             plan.cpu_seconds = round(rate * plan.todo, 3)
         return plan
 
+    def wanted(self, step: Step) -> RowSet | Guess:
+        """The rows a step is wanted on; what chooses them must have been judged and be known."""
+        rows = self.rowsets[step.rows]
+        assert rows is not None, f"{step.rows} has not decided"
+        return rows
+
     def inputs(self, step: Step) -> str | None:
         """Digest of everything a Reduce or Select is computed from; None while part of it is unknown."""
         parts = [self.results[step.rows], *(self.results[name] for name in step.reads)]
@@ -113,8 +119,7 @@ class Planner:
 
     def columns(self, step: Step) -> dict[str, pa.Table]:
         """The tables that a Reduce or Select reads, on exactly the rows it is wanted on, sorted by id."""
-        rows = self.rowsets[step.rows]
-        assert rows is not None
+        rows = self.wanted(step)
         ids = np.concatenate([rows.ids(*window) for window in rows.windows()] or [np.empty(0, np.int64)])
         out = {name: _take(self.table(name), ids) for name in step.reads}
         if isinstance(step.op, Select):
@@ -148,8 +153,8 @@ class Planner:
     def _judge_rows(self, step: Step, plan: StepPlan, rows: RowSet | Guess | None, receipt: dict | None) -> None:
         table = self.table(step.name)
         expand = isinstance(step.op, Expand)
-        same = receipt is not None and receipt["fingerprint"] == plan.fingerprint
-        retry = self.retry_errors and same and receipt["errors"] > 0
+        same = receipt if receipt and receipt["fingerprint"] == plan.fingerprint else None
+        retry = bool(self.retry_errors and same and same["errors"])
         if not retry and isinstance(rows, RowSet) and self.matches(step, receipt, rows.digest):
             self._know(step, table)
             return
@@ -181,7 +186,7 @@ class Planner:
 
     def _judge_whole(self, step: Step, plan: StepPlan, rows: RowSet | Guess | None, receipt: dict | None) -> None:
         inputs = self.inputs(step)
-        if self.matches(step, receipt, inputs):
+        if receipt and self.matches(step, receipt, inputs):
             self.results[step.name] = receipt["result"]
             if isinstance(step.op, Select):
                 files = self.table(step.name).files()

@@ -13,6 +13,7 @@ class Progress:
         self._console = Console(stderr=True, quiet=not show, highlight=False)
         self._bars: rp.Progress | None = None
         self._tasks: dict[str, rp.TaskID] = {}
+        self._failed: dict[str, int] = {}
 
     def __enter__(self) -> Progress:
         if self._console.is_terminal:
@@ -42,8 +43,10 @@ class Progress:
     def advance(self, step: str, rows: int, errors: int) -> None:
         """`rows` more are settled, `errors` of them as error rows."""
         if self._bars:
-            note = f"{errors} failed" if errors else ""
-            self._bars.update(self._tasks[step], advance=rows, **({"note": note} if note else {}))
+            task = self._tasks[step]
+            self._failed[step] = self._failed.get(step, 0) + errors
+            note = f"{self._failed[step]:,} failed" if self._failed[step] else ""
+            self._bars.update(task, advance=rows, note=note)
 
     def finish(self, step: str, counts: dict[str, int]) -> None:
         """The step is complete: its counts on one line."""

@@ -19,7 +19,7 @@ from pydantic import Field, InstanceOf, model_validator
 from nextloom.config import Model, load_yaml, override, validate
 from nextloom.curation.source import Source
 from nextloom.errors import UserError, did_you_mean
-from nextloom.op import Annotate, Expand, Op, Pack, Reduce, Select
+from nextloom.op import Annotate, Expand, Pack, Reduce, RowOp, Select
 from nextloom.pipelines.registry import find_op, find_source
 from nextloom.store.dataset import ROWS
 
@@ -50,7 +50,7 @@ class Recipe(Model):
 
     dataset: str
     source: InstanceOf[Source]
-    steps: dict[str, InstanceOf[Op]] = {}
+    steps: dict[str, InstanceOf[RowOp]] = {}
     releases: dict[str, ReleaseSpec] = {}
     packs: dict[str, InstanceOf[Pack]] = {}
     run: RunOptions = RunOptions()
@@ -74,7 +74,7 @@ class Recipe(Model):
             for name, fields in _mapping(data.get(section, {}), section).items():
                 where = f"{section}.{name}"
                 fields = dict(_mapping(fields, where))
-                kind = find_op(fields.pop("op", None), f"{where}.op")
+                kind = find_op(fields.pop("op", None), f"{where}.op", RowOp if section == "steps" else Pack)
                 if common:
                     fields["execution"] = {**common, **fields.get("execution", {})}
                 built[name] = validate(kind, fields, where=where, root=root)
@@ -97,7 +97,7 @@ class Step:
     """A step in its place: what it reads, which rows it is wanted on, in which domain they live."""
 
     name: str
-    op: Op
+    op: RowOp
     rows: str
     """`source`, or the Select or Expand that chooses the rows."""
     domain: str
@@ -166,8 +166,6 @@ class Graph:
     def _depends(self, name: str) -> set[str]:
         op = self._recipe.steps[name]
         where = f"steps.{name}"
-        if isinstance(op, Pack):
-            raise UserError("packs are listed under packs:, not under steps:", where=where)
         needs = {op.rows or SOURCE, *self._reads(op)}
         for other in needs - {SOURCE}:
             if other not in self._recipe.steps:
@@ -175,7 +173,7 @@ class Graph:
         return needs
 
     @staticmethod
-    def _reads(op: Op) -> tuple[str, ...]:
+    def _reads(op: RowOp) -> tuple[str, ...]:
         if isinstance(op, Select):
             return tuple(name for name in op.used() if name != SOURCE)
         return op.reads

@@ -47,13 +47,13 @@ def find(name: object, paths: tuple[str, ...], base: type, where: str) -> type:
     if cls is None:
         raise UserError(f"unknown op {name!r}; {did_you_mean(name, known(paths))}", where=where)
     if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise UserError(f"{name!r} is no {base.__name__}", where=where)
+        raise UserError(f"{name!r} is no {base.__name__}: packs stand under packs:, all else under steps:", where=where)
     return cls
 
 
-def find_op(name: object, where: str) -> type[Op]:
-    """Class of the op called `name`."""
-    return find(name, OPS, Op, where)
+def find_op(name: object, where: str, base: type[Op]) -> type[Op]:
+    """Class of the op called `name`, of kind `base`."""
+    return find(name, OPS, base, where)
 
 
 def find_source(name: object, where: str) -> type[Source]:

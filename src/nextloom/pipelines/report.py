@@ -45,7 +45,9 @@ def gather(recipe: Recipe, dataset: Dataset, *, root: str) -> dict[str, Any]:
         state = planner.judge(step)
         receipt = dataset.receipt(step.name)
         if state.state == BLOCKED or receipt is None:
-            steps.append({"name": step.name, "op": step.op.name, "state": state.state, "counts": {}, "per_cpu_second": None})
+            steps.append(
+                {"name": step.name, "op": step.op.name, "state": state.state, "counts": {}, "per_cpu_second": None}
+            )
             continue
         rate = receipt.get("cpu_seconds_per_row")
         steps.append(
@@ -123,7 +125,8 @@ def _runs(folder: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted(folder.glob("*/summary.json"), key=lambda p: p.stat().st_mtime):
         pictures = [
-            {"name": p.name, "data": base64.b64encode(p.read_bytes()).decode()} for p in sorted(path.parent.glob("*.png"))
+            {"name": p.name, "data": base64.b64encode(p.read_bytes()).decode()}
+            for p in sorted(path.parent.glob("*.png"))
         ]
         summary = json.loads(path.read_text())
         values = {k: v for k, v in summary.items() if isinstance(v, int | float | str)}

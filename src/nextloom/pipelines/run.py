@@ -119,6 +119,7 @@ class Run:
 
     def _task(self, step: Step) -> Task:
         reads = {n: Source(t.uri, tuple(t.files())) for n in step.reads for t in [self.planner.table(n)]}
+        assert isinstance(step.op, Annotate | Expand)
         return Task(step.name, step.op, self.planner.table(step.name).uri, reads)
 
     def _rows_of(self, step: Step) -> Source:
@@ -129,7 +130,7 @@ class Run:
         """Work in chunks of at most `size` ids: a column `id`, and per step whether it wants the row."""
         todo = {}
         for step in steps:
-            rows = self.planner.rowsets[step.rows]
+            rows = self.planner.wanted(step)
             parts = list(missing(rows, self.planner.table(step.name), expand=isinstance(step.op, Expand)))
             todo[step.name] = np.concatenate(parts) if parts else np.empty(0, np.int64)
         ids = np.unique(np.concatenate(list(todo.values())))
@@ -140,12 +141,12 @@ class Run:
 
     def _finish_rows(self, step: Step, plan: StepPlan) -> None:
         """Check the accounting, leave a receipt, and tell the planner."""
-        result, rows = self.results[step.name], self.planner.rowsets[step.rows]
+        result, rows = self.results[step.name], self.planner.wanted(step)
         after = self.planner.judge(step)
         if after.state != FRESH:
             raise AssertionError(f"{step.name}: {after.todo} rows of {after.wanted} have neither value nor error")
         receipt = self.dataset.receipt(step.name)
-        if plan.todo or not self.planner.matches(step, receipt, rows.digest):
+        if plan.todo or not receipt or not self.planner.matches(step, receipt, rows.digest):
             counts = self._count(step)
             extra = {"cpu_seconds_per_row": result.cpu_seconds / result.done} if result.done else {}
             self._receipt(step, rows.digest, self.planner.results[step.name], counts, receipt, **extra)
@@ -156,7 +157,7 @@ class Run:
 
     def _count(self, step: Step) -> dict[str, int]:
         """rows = values + errors on the rows wanted, counted from what is stored."""
-        table, rows = self.planner.table(step.name), self.planner.rowsets[step.rows]
+        table, rows = self.planner.table(step.name), self.planner.wanted(step)
         files, errors, wanted, children = table.files(), 0, 0, 0
         for low, high in rows.windows():
             ids = rows.ids(low, high)

@@ -20,7 +20,7 @@ def dataset_status(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
         steps[-1]["counts"] = receipt.get("counts", {})
     releases = []
     for name in dataset.documents.names("releases"):
-        document = dataset.documents.read(name)
+        document = dataset.documents.read(name) or {}
         keys = sum(f["rows"] for f in document["selection"]["files"])
         releases.append({"name": document["name"], "rows": keys, "columns": list(document["columns"])})
     lease = holder(dataset.documents)

@@ -122,13 +122,13 @@ def take_ids(table_uri: str, files: Iterable[File], ids: np.ndarray, columns: Se
 def windows(files: Sequence[File], rows: int = WINDOW_ROWS) -> Iterator[tuple[int, int]]:
     """Id ranges that cover `files` without overlap, each of about `rows` rows: memory stays flat at any size."""
     ordered = sorted(files, key=lambda f: f.min_id)
-    low, high, count = None, None, 0
+    span: tuple[int, int] | None = None
+    count = 0
     for file in ordered:
-        if low is not None and count >= rows and file.min_id > high:
-            yield low, high
-            low, high, count = None, None, 0
-        low = file.min_id if low is None else low
-        high = file.max_id if high is None else max(high, file.max_id)
+        if span and count >= rows and file.min_id > span[1]:
+            yield span
+            span, count = None, 0
+        span = (span[0], max(span[1], file.max_id)) if span else (file.min_id, file.max_id)
         count += file.rows
-    if low is not None:
-        yield low, high
+    if span:
+        yield span

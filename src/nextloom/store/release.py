@@ -114,7 +114,8 @@ def latest(dataset_uri: str, name: str) -> Release | None:
     """Newest version of release `name`, or None."""
     folder = Folder(dataset_uri)
     names = [n for n in folder.names("releases") if Path(n).stem.rpartition("-")[0] == name]
-    return Release(dataset_uri, folder.read(names[-1])) if names else None
+    document = folder.read(names[-1]) if names else None
+    return Release(dataset_uri, document) if document else None
 
 
 def open_release(dataset_uri: str, name: str) -> Release:

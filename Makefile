@@ -1,0 +1,39 @@
+# NextLoom: `make quickstart` and `make test` set up what is missing and need nothing but Python 3.11+ and make.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# CPU wheels of torch instead of CUDA ones: PIP_EXTRA=--extra-index-url=https://download.pytorch.org/whl/cpu make setup
+PIP_EXTRA ?=
+
+.PHONY: setup quickstart test lint proofs bench bench-peers clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_EXTRA) -e '.[samples,dev]'
+	touch $@
+
+quickstart: $(STAMP)
+	$(BIN)/nextloom quickstart
+
+test: $(STAMP) lint
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/lint-imports
+	$(BIN)/pyrefly check
+
+proofs: $(STAMP)
+	$(BIN)/python -m pytest -m proof
+
+bench: $(STAMP)
+	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+bench-peers: $(STAMP)
+	for file in benchmarks/*.py; do $(BIN)/python $$file --peers || exit 1; done
+
+clean:
+	rm -rf $(VENV) data
