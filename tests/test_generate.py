@@ -202,3 +202,5 @@ def test_what_is_learnt_is_drawn_and_drawing_does_not_stop_the_learning() -> Non
 def test_impossible_options_are_refused(model) -> None:
     with pytest.raises(ValueError, match="top_p=0"):
         draw(model, PROMPTS, GRIDS, top_p=0)
+    with pytest.raises(ValueError, match=r"the first of them \(1, 1\)"):
+        draw(model, PROMPTS, GRIDS[1:])

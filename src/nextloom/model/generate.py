@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nextloom.model.attention import attend, sdpa, visible
-from nextloom.model.layout import Group, cells, lay_out
+from nextloom.model.layout import Group, cells, check_grids, lay_out
 from nextloom.model.rope import rope
 from nextloom.model.transformer import Batch, NextFlow
 from nextloom.tokenize.documents import Document, Grid, Picture, Text
@@ -36,15 +36,14 @@ class Cache:
     Args:
         lengths: (B,) prompt lengths.
         room: number of positions to come.
-        layers: number of layers.
     """
 
-    def __init__(self, lengths: np.ndarray, room: int, layers: int, device: torch.device) -> None:
+    def __init__(self, lengths: np.ndarray, room: int, device: torch.device) -> None:
         self.prompt = int(lengths.max())
         self.used = self.prompt
         self.size = self.prompt + room
-        self.keys: list[Tensor | None] = [None] * layers
-        self.values: list[Tensor | None] = [None] * layers
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
         slots = torch.arange(self.size, device=device)
         filled = torch.from_numpy(lengths).to(device)
         self.holds_BS = (slots < filled[:, None]) | (slots >= self.prompt)
@@ -69,8 +68,8 @@ class Cache:
         """Count the block that every layer has added."""
         self.used += size
 
-    def _room(self, store: list[Tensor | None], layer: int, like_GNK: Tensor) -> Tensor:
-        if store[layer] is None:
+    def _room(self, store: dict[int, Tensor], layer: int, like_GNK: Tensor) -> Tensor:
+        if layer not in store:
             heads, _, width = like_GNK.shape
             store[layer] = like_GNK.new_zeros(len(self.holds_BS), heads, self.size, width)
         return store[layer]
@@ -86,6 +85,7 @@ class Stream:
     """
 
     def __init__(self, model: NextFlow, prompts: Sequence[Prompt], grids: Sequence[Grid]) -> None:
+        check_grids(grids, model.config)
         self.model, self.config, self.grids = model, model.config, tuple(grids)
         self.device = model.lm_head.weight.device
         layout = lay_out([as_document(prompt) for prompt in prompts], self.config)
@@ -93,7 +93,7 @@ class Stream:
         last = np.maximum(np.cumsum(lengths) - 1, 0)
         self.boi_position = np.where(lengths > 0, np.append(layout.block, 0)[last] + 1, 0)
         """(B,) running position of `<boi>` in each document."""
-        self.cache = Cache(lengths, sum(h * w for h, w in self.grids), self.config.layers, self.device)
+        self.cache = Cache(lengths, sum(h * w for h, w in self.grids), self.device)
         self.step_number = 0
         if lengths.any():
             batch = Batch.of(layout, self.device)
@@ -123,7 +123,8 @@ class Stream:
         """
         self.step_number += 1
         k, model, batch = self.step_number, self.model, len(self.boi_position)
-        if k == 1:
+        assert (codes_BM is None) == (k == 1), "only <boi> takes no codes"
+        if codes_BM is None:
             x_BND = model.embed_tokens.weight[self.config.boi].expand(batch, 1, -1)
         else:
             group = Group(self.grids[k - 2], self.grids[k - 1], batch)
@@ -142,8 +143,9 @@ class Stream:
 
 def as_document(prompt: Prompt) -> Document:
     """A prompt as segments."""
-    if any(isinstance(part, Text | Picture) for part in prompt):
-        return prompt
+    segments = [part for part in prompt if isinstance(part, Text | Picture)]
+    if segments and len(segments) == len(prompt):
+        return segments
     return [Text(np.asarray(prompt, np.int64))]
 
 

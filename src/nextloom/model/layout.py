@@ -82,6 +82,12 @@ def scale_weights(grids: Sequence[Grid], alpha: float) -> np.ndarray:
     return raw * (sizes.sum() / (sizes @ raw))
 
 
+def check_grids(grids: Sequence[Grid], config: ModelConfig) -> None:
+    """Raise `ValueError` unless these are 1 to `max_scales` scales that begin with (1, 1)."""
+    if not grids or tuple(grids[0]) != (1, 1) or len(grids) > config.max_scales:
+        raise ValueError(f"an image has 1 to {config.max_scales} scales, the first of them (1, 1); got {grids}")
+
+
 def cells(grid: Grid, rope_range: float) -> np.ndarray:
     """(2, h*w) float64: p_x and p_y of the cells, row-major: C / sqrt(h w) * (index + 1/2) (NextFlow Eq. 1)."""
     height, width = grid
@@ -222,9 +228,8 @@ def _text_ids(text: Text, config: ModelConfig) -> np.ndarray:
 
 
 def _check(picture: Picture, config: ModelConfig) -> None:
-    grids, total = picture.grids, sum(h * w for h, w in picture.grids)
-    if not grids or tuple(grids[0]) != (1, 1) or len(grids) > config.max_scales:
-        raise ValueError(f"an image has 1 to {config.max_scales} scales, the first of them (1, 1); got {grids}")
+    check_grids(picture.grids, config)
+    total = sum(h * w for h, w in picture.grids)
     for name, codes in (("inputs", picture.inputs), ("targets", picture.targets)):
         if codes.shape != (total,):
             raise ValueError(f"{name}: {codes.shape} codes, the grids hold {total}")

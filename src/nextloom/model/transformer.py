@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,17 +66,28 @@ class Batch:
     @classmethod
     def of(cls, layout: Layout, device: torch.device | str = "cpu") -> Self:
         """Copy a layout to `device`."""
-        token_rows = (layout.tokens >= 0).nonzero()[0]
-        arrays = {
-            "token_rows": token_rows,
-            "token_ids": layout.tokens[token_rows],
-            "vision_scale": layout.scale[layout.vision_rows],
-        }
-        for name in cls.__slots__:
-            if name not in arrays:
-                arrays[name] = getattr(layout, name)
-        plain = ("lengths", "groups")
-        return cls(**{k: v if k in plain else torch.from_numpy(v).to(device) for k, v in arrays.items()})
+
+        def tensor(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(array).to(device)
+
+        token_rows = np.flatnonzero(layout.tokens >= 0)
+        return cls(
+            token_rows=tensor(token_rows),
+            token_ids=tensor(layout.tokens[token_rows]),
+            doc=tensor(layout.doc),
+            block=tensor(layout.block),
+            positions=tensor(layout.positions),
+            scales=tensor(layout.scales),
+            lengths=layout.lengths,
+            rows=tensor(layout.rows),
+            targets=tensor(layout.targets),
+            weights=tensor(layout.weights),
+            target_scale=tensor(layout.target_scale),
+            codes=tensor(layout.codes),
+            groups=layout.groups,
+            vision_rows=tensor(layout.vision_rows),
+            vision_scale=tensor(layout.scale[layout.vision_rows]),
+        )
 
 
 class RMSNorm(nn.Module):
@@ -140,6 +152,18 @@ class Layer(nn.Module):
         return x_BND + self.mlp(self.post_attention_layernorm(x_BND))
 
 
+class Connector(nn.Module):
+    """From code vectors to the width of the decoder: linear, GELU, linear."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.rise = nn.Linear(config.code_dim, config.width)
+        self.mix = nn.Linear(config.width, config.width)
+
+    def forward(self, x_ME: Tensor) -> Tensor:
+        return self.mix(F.gelu(self.rise(x_ME.to(self.rise.weight.dtype))))
+
+
 class NextFlow(nn.Module):
     """Decoder over packs of text and images.
 
@@ -154,12 +178,10 @@ class NextFlow(nn.Module):
         self.config, self.backend, self.recompute = config, backend, recompute
         self.embed_tokens = nn.Embedding(config.code_offset, config.width)
         self.code_embed = nn.Embedding(config.codes, config.code_dim)
-        self.connector = nn.Sequential(
-            nn.Linear(config.code_dim, config.width), nn.GELU(), nn.Linear(config.width, config.width)
-        )
+        self.connector = Connector(config)
         self.scale_embed = nn.Embedding(config.max_scales, config.width)
         self.length_proj = nn.Linear(LENGTH_DIM, config.width, bias=False)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList([Layer(config) for _ in range(config.layers)])
         self.norm = RMSNorm(config.width, config.rms_eps)
         self.lm_head = nn.Linear(config.width, config.vocab, bias=False)
         self.init_weights()
@@ -180,8 +202,8 @@ class NextFlow(nn.Module):
                 parameter.normal_(std=0.02 / math.sqrt(2 * self.config.layers))
             else:
                 parameter.normal_(std=0.02)
-        self.connector[0].reset_parameters()
-        self.connector[2].reset_parameters()
+        self.connector.rise.reset_parameters()
+        self.connector.mix.reset_parameters()
         codes = self.code_embed.weight
         codes.normal_()
         for part in codes.split((self.config.semantic_dim, self.config.pixel_dim), dim=1):
@@ -221,8 +243,7 @@ class NextFlow(nn.Module):
         maps = zip(codes_TE.split(sizes) if groups else (), groups, strict=True)
         resized = [resize(map_TE.unflatten(0, (g.count, -1)), g.source, g.target).flatten(0, 1) for map_TE, g in maps]
         vision_ME = torch.cat([codes_TE[:0], *resized])
-        vision_MD = self.connector(vision_ME.to(self.connector[0].weight.dtype))
-        return vision_MD + F.embedding(scale_M - 1, self.scale_embed.weight)
+        return self.connector(vision_ME) + F.embedding(scale_M - 1, self.scale_embed.weight)
 
     def length(self, scales_N: Tensor) -> Tensor:
         """(N, D) embedding of the image's number of scales; exactly zero where `scales_N` is 0."""
