@@ -160,7 +160,7 @@ def pack(recipe: RecipeArg, root: Root = DEFAULT_ROOT, sets: Sets = None) -> Non
 def train(recipe: RecipeArg, root: Root = DEFAULT_ROOT, sets: Sets = None, address: Address = None) -> None:
     """Train a tokenizer or a decoder with Ray Train; run again to resume."""
     from nextloom.train.launch import launch
-    from nextloom.train.recipe import load_recipe
+    from nextloom.train.recipe import load as load_recipe
 
     print(json.dumps(launch(load_recipe(recipe, root=root, sets=sets), address=address), indent=1))
 
@@ -200,8 +200,10 @@ def _counts_table(rows: list[tuple[str, int | None, dict[str, int]]]) -> Table:
 
 
 def _show(table: Table) -> None:
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    console.print(table)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    with console.capture() as captured:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def _duration(seconds: float | None) -> str:

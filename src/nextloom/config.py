@@ -7,6 +7,7 @@ root folder of the run (``data/`` by default), so that what code sees is always 
 from __future__ import annotations
 
 import re
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,11 +43,20 @@ class Model(BaseModel):
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file; a `UserError` names file and line when it is not one."""
+    """The mapping in a YAML file, or in the recipe of that bare name that ships with the package.
+
+    Raises:
+        UserError: no such recipe, or not a mapping; names file and line.
+    """
+    file = Path(path)
+    if not file.is_file():
+        shipped = {p.name.removesuffix(".yaml"): p for p in files("nextloom.recipes").iterdir()}
+        if str(path) not in shipped:
+            names = [name for name in shipped if not name.startswith("_")]
+            raise UserError(f"no such recipe; {did_you_mean(str(path), names)}", where=str(path))
+        file = Path(str(shipped[str(path)]))
     try:
-        data = yaml.safe_load(Path(path).read_text())
-    except FileNotFoundError:
-        raise UserError("no such recipe", where=str(path)) from None
+        data = yaml.safe_load(file.read_text())
     except yaml.YAMLError as error:
         raise UserError(f"not valid YAML: {error}", where=str(path)) from None
     if not isinstance(data, dict):

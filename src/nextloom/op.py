@@ -27,6 +27,7 @@ import pyarrow as pa
 
 from nextloom import pixels
 from nextloom.config import Model
+from nextloom.io import digest_path
 
 ERROR = pa.struct([("stage", pa.string()), ("type", pa.string()), ("message", pa.string()), ("transient", pa.bool_())])
 """Arrow type of the `error` column: null where the row has a value."""
@@ -84,6 +85,10 @@ class Op(Model):
     def identity(self) -> dict[str, Any]:
         """The fields that change the result, as plain data."""
         return self.model_dump(mode="json", exclude={"execution", "rows"})
+
+    def digest_weights(self, field: str) -> str:
+        """Digest of the weights that `field` names; FileNotFoundError when there are none."""
+        return digest_path(getattr(self, field))
 
     def version(self) -> str:
         """`code_version`, with that of any shared code the op's values depend on."""

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nextloom.errors import UserError
-from nextloom.io import digest_path
 from nextloom.op import Annotate, Expand, Op, Select, digest
 from nextloom.pipelines.recipe import SOURCE, Graph, Recipe, Step
 from nextloom.store.dataset import ITEM, Changes, Dataset
@@ -240,7 +239,7 @@ def op_identity(op: Op, where: str) -> dict[str, Any]:
         if identity[name] is None:
             continue
         try:
-            identity[name] = digest_path(identity[name])
+            identity[name] = op.digest_weights(name)
         except FileNotFoundError:
             raise UserError(f"no weights at {identity[name]}", where=f"{where}.{name}", next=make) from None
     return identity

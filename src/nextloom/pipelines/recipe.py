@@ -10,8 +10,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field, InstanceOf, model_validator
@@ -58,7 +56,7 @@ class Recipe(Model):
     @classmethod
     def load(cls, path: str, *, root: str, sets: list[str] | None = None) -> Recipe:
         """Read a YAML recipe: a file, or the name of one that ships with the package."""
-        data = override(load_yaml(find_recipe(path)), sets or [])
+        data = override(load_yaml(path), sets or [])
         return cls.build(data, root=root)
 
     @classmethod
@@ -237,13 +235,3 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError("expected a mapping of fields", where=where)
     return value
-
-
-def find_recipe(name: str) -> Path:
-    """Path of a recipe: a file, or one that ships with the package by its bare name."""
-    if Path(name).is_file():
-        return Path(name)
-    shipped = {p.name.removesuffix(".yaml"): p for p in files("nextloom.recipes").iterdir() if p.name.endswith(".yaml")}
-    if name in shipped:
-        return Path(str(shipped[name]))
-    raise UserError(f"no such recipe; {did_you_mean(name, shipped)}", where=name)
