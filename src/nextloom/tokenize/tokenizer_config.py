@@ -113,6 +113,7 @@ def toy() -> TokenizerConfig:
         codes=512,
         semantic_dim=16,
         pixel_dim=8,
+        pixel_weight=3.0,
         pixel_encoder=pixel,
         pixel_decoder=pixel,
         semantic_encoder=CnnConfig(channels=64, z_channels=64, **flat),
