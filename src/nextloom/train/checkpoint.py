@@ -1,0 +1,192 @@
+"""Checkpoints: everything that the next step depends on, complete or absent.
+
+    checkpoints/step-000000120/model.safetensors      parameters and buffers
+                               optimizer.safetensors  both moments and the step count of every parameter
+                               state.json             step, learning-rate step, cursor of the data, RNG of every
+                                                      worker, seconds, identity of the training
+
+A folder is written under another name and renamed, so a kill leaves the checkpoints before it. Plain safetensors
+and JSON, because replicated weights need no sharded format: any part can be read, named and missed without a
+process group. Price paid: one worker writes everything; sharded weights will bring `torch.distributed.checkpoint`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nextloom.errors import UserError
+from nextloom.train.recipe import differences
+
+FOLDER = "checkpoints"
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+Rng = dict[str, Any]
+
+
+@dataclass
+class Progress:
+    """Where a training stands."""
+
+    lr_step: int = 0
+    """Steps that the learning-rate schedule has taken."""
+    cursor: int = 0
+    """The next step of the data."""
+    seconds: float = 0.0
+    """Time spent in steps, over all runs."""
+    counted: float = 0.0
+    """Sum of the tasks' counts (codes, pictures)."""
+    rng: list[Rng] = field(default_factory=list)
+    """State of the random number generators, one entry per worker."""
+
+
+def save(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, identity: Mapping, keep: int
+) -> Path:
+    """Write the checkpoint of `progress.cursor` and drop all but the newest `keep`."""
+    base = folder / FOLDER
+    target = base / f"step-{progress.cursor:09d}"
+    part = base / f".{uuid.uuid4().hex}"
+    part.mkdir(parents=True)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    moments = {
+        f"{key}.{names[parameter]}": value.detach().cpu().contiguous()
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+    save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, part / MODEL)
+    save_file(moments, part / OPTIMIZER)
+    (part / STATE).write_text(json.dumps({**asdict(progress), "identity": identity}))
+    for path in part.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    if target.exists():
+        shutil.rmtree(target)
+    part.rename(target)
+    for old in saved(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def saved(folder: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first."""
+    return sorted((folder / FOLDER).glob("step-*"))
+
+
+def clean(folder: Path) -> None:
+    """Remove what a killed writer left behind."""
+    for path in (folder / FOLDER).glob(".*"):
+        shutil.rmtree(path)
+
+
+def resume(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: Mapping, *, restart: str = "--fresh"
+) -> Progress:
+    """Load the newest checkpoint into `model` and `optimizer`; a new `Progress` when there is none.
+
+    Raises:
+        UserError: it lacks a part, or belongs to another training.
+    """
+    found = saved(folder)
+    return load(found[-1], model, optimizer, identity, restart=restart) if found else Progress()
+
+
+def load(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: Mapping, *, restart: str = "--fresh"
+) -> Progress:
+    """Load one checkpoint; nothing is changed when it is refused."""
+    state = _read_state(path)
+    different = differences(state["identity"], identity)
+    if different:
+        raise UserError(
+            f"this checkpoint belongs to another training: {'; '.join(different)}",
+            where=str(path),
+            next=f"choose another output, or start over with {restart}",
+        )
+    parameters = _tensors(path, MODEL, "parameters", list(model.state_dict()))
+    named = dict(model.named_parameters())
+    wanted = [f"{key}.{name}" for group in optimizer.param_groups for name in _names(group, named) for key in MOMENTS]
+    moments = _tensors(path, OPTIMIZER, "optimiser moments", wanted)
+    model.load_state_dict(parameters)
+    for group in optimizer.param_groups:
+        for name in _names(group, named):
+            parameter = named[name]
+            optimizer.state[parameter] = {
+                "step": moments[f"step.{name}"],
+                **{k: torch.empty_like(parameter).copy_(moments[f"{k}.{name}"]) for k in MOMENTS[1:]},
+            }
+    return Progress(**{name: state[name] for name in Progress.__dataclass_fields__})
+
+
+def rng_state() -> Rng:
+    """State of torch's, numpy's and Python's generators, as plain data."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    version, inner, spare = random.getstate()
+    return {
+        "torch": torch.get_rng_state().numpy().tobytes().hex(),
+        "numpy": [kind, keys.tolist(), position, has_gauss, gauss],
+        "python": [version, list(inner), spare],
+    }
+
+
+def set_rng_state(state: Rng) -> None:
+    """Restore what `rng_state` gave."""
+    torch.set_rng_state(torch.from_numpy(np.frombuffer(bytes.fromhex(state["torch"]), np.uint8).copy()))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, np.uint32), *rest))
+    version, inner, spare = state["python"]
+    random.setstate((version, tuple(inner), spare))
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = json.loads((path / STATE).read_text())
+    except (FileNotFoundError, ValueError):
+        raise _lacks(path, f"its state ({STATE})") from None
+    for name in (*Progress.__dataclass_fields__, "identity"):
+        if name not in state:
+            raise _lacks(path, f"{name} (in {STATE})")
+    if not state["rng"]:
+        raise _lacks(path, f"rng (in {STATE})")
+    for number, rng in enumerate(state["rng"]):
+        for name in ("torch", "numpy", "python"):
+            if name not in rng:
+                raise _lacks(path, f"rng.{name} of worker {number} (in {STATE})")
+    return state
+
+
+def _tensors(path: Path, file: str, what: str, wanted: list[str]) -> dict[str, Tensor]:
+    try:
+        found = load_file(path / file)
+    except (FileNotFoundError, SafetensorError):
+        raise _lacks(path, f"its {what} ({file})") from None
+    absent = [name for name in wanted if name not in found]
+    if absent:
+        raise _lacks(path, f"{len(absent)} of its {what}, the first is {absent[0]} (in {file})")
+    return found
+
+
+def _names(group: Mapping[str, Any], named: Mapping[str, nn.Parameter]) -> list[str]:
+    members = {id(parameter) for parameter in group["params"]}
+    return [name for name, parameter in named.items() if id(parameter) in members]
+
+
+def _lacks(path: Path, part: str) -> UserError:
+    return UserError(
+        f"this checkpoint lacks {part}; resuming from it would not give the same training",
+        where=str(path),
+        next=f"remove {path}, and the run goes on from the checkpoint before it",
+    )

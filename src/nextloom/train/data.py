@@ -1,0 +1,181 @@
+"""From a pack plan and a release to the documents of a step.
+
+Step s takes the packs [s * n, (s + 1) * n) of an endless order: the plan's own, then, epoch after epoch, hashed
+permutations of it. Rank r of W takes an arithmetic slice of them. So the whole state of the data is one integer, and
+what a step holds does not depend on the number of workers. Token bytes are read by id from the files that the
+release lists; the last `CACHED_FILES` files of each column stay in memory, and so does the plan.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from nextloom.errors import UserError
+from nextloom.io import join
+from nextloom.op import digest
+from nextloom.store.files import File, read_files
+from nextloom.store.release import Release, open_release
+from nextloom.tokenize.documents import Document, Picture, Segment, Text
+from nextloom.tokenize.image_tokens import ImageTokens
+from nextloom.tokenize.lpt import hash64
+from nextloom.tokenize.packing import PackPlan, PackSamples, lengths_digest, open_plan, read_lengths
+from nextloom.tokenize.schedule import FINAL_GRIDS, schedule
+from nextloom.tokenize.text_tokens import ID_DTYPE
+from nextloom.tokenize.tokenizer_config import read_config, unpack_indices
+from nextloom.train.recipe import DecoderRecipe, TrainRecipe
+
+CACHED_FILES = 64
+
+
+class TokenColumn:
+    """Rows of one released column, by id."""
+
+    def __init__(self, release: Release, step: str, names: list[str]) -> None:
+        spec = release.document["columns"][step]
+        self._uri, self._names = join(release.dataset_uri, spec["table"]), names
+        self._files = [File(**item) for item in spec["files"]]
+        self._low, self._high = (np.array([getattr(f, n) for f in self._files]) for n in ("min_id", "max_id"))
+        self._load = lru_cache(maxsize=CACHED_FILES)(self._read)
+
+    def row(self, sample: int) -> dict[str, Any]:
+        """Values of one row.
+
+        Raises:
+            LookupError: the release has no such row.
+        """
+        for number in np.flatnonzero((self._low <= sample) & (self._high >= sample)).tolist():
+            ids, data = self._load(number)
+            at = int(np.searchsorted(ids, sample))
+            if at < len(ids) and ids[at] == sample:
+                return {name: data[name][at].as_py() for name in self._names}
+        raise LookupError(f"sample {sample} is in the pack plan, but not in {self._uri}")
+
+    def _read(self, number: int) -> tuple[np.ndarray, pa.Table]:
+        data = read_files(self._uri, [self._files[number]], ["id", *self._names]).combine_chunks()
+        return data["id"].to_numpy(), data
+
+
+class PackedData:
+    """Documents of a plan.
+
+    Args:
+        plan: which samples share a pack.
+        release: where their tokens are.
+        seed: of the order after the first epoch.
+    """
+
+    def __init__(self, plan: PackPlan, release: Release, seed: int) -> None:
+        self.plan, self.release, self.seed = plan, release, seed
+        packs = plan.packs()
+        self._offsets = np.cumsum([0, *packs["samples"].combine_chunks().value_lengths().to_pylist()])
+        self._samples = packs["samples"].combine_chunks().flatten().to_numpy()
+        self._null = packs["null"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        self._pictures = TokenColumn(release, plan.receipt["images"], ["schedule", "scales", "target", "input"])
+        text = plan.receipt["text"]
+        self._text = None if text is None else TokenColumn(release, text, ["ids"])
+        self._order = lru_cache(maxsize=2)(self._permutation)
+
+    def __len__(self) -> int:
+        """Number of packs."""
+        return len(self._offsets) - 1
+
+    def packs_of(self, step: int, count: int, rank: int = 0, world: int = 1) -> list[int]:
+        """pack_ids that this rank takes in `step`, out of `count` over all ranks.
+
+        Args:
+            count: a multiple of `world`.
+        """
+        assert count % world == 0, f"{count} packs per step are no multiple of {world} workers"
+        share = count // world
+        first = step * count + rank * share
+        places = [divmod(g, len(self)) for g in range(first, first + share)]
+        return [int(self._order(epoch)[place]) for epoch, place in places]
+
+    def samples(self, pack: int) -> list[tuple[int, bool]]:
+        """(sample id, whether its caption is dropped) of one pack."""
+        part = slice(self._offsets[pack], self._offsets[pack + 1])
+        return list(zip(self._samples[part].tolist(), self._null[part].tolist(), strict=True))
+
+    def documents(self, pack: int) -> list[Document]:
+        """The training documents of one pack."""
+        return [self.document(sample, null) for sample, null in self.samples(pack)]
+
+    def document(self, sample: int, null: bool = False, caption_of: int | None = None) -> Document:
+        """Caption without loss, then the picture; the caption of sample `caption_of` when that is given."""
+        segments: list[Segment] = []
+        if self._text is not None and not null:
+            raw = self._text.row(sample if caption_of is None else caption_of)["ids"]
+            segments.append(Text(np.frombuffer(raw, ID_DTYPE), loss=False))
+        row = self._pictures.row(sample)
+        grids = schedule(FINAL_GRIDS[row["schedule"]], row["scales"])
+        segments.append(Picture(grids, unpack_indices(row["input"]), unpack_indices(row["target"])))
+        return segments
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        packs = np.arange(len(self))
+        return packs if epoch == 0 else np.argsort(hash64(packs, "epoch", self.seed, epoch), kind="stable")
+
+
+def inputs(recipe: TrainRecipe) -> dict[str, str]:
+    """Digests of all that a training reads, checked against each other; imports neither ray nor torch.
+
+    Raises:
+        UserError: something is absent, or plan, release, tokenizer and model do not belong together.
+    """
+    if isinstance(recipe, DecoderRecipe):
+        plan, release = open_decoder_data(recipe)
+        return {
+            "plan": plan.fingerprint,
+            "release": release.digest,
+            "tokenizer": tokenizer_digest(recipe.tokenizer),
+        }
+    release = open_release(recipe.dataset, recipe.release)
+    return {"pictures": digest([release.document["selection"], release.document["rows"]])}
+
+
+def tokenizer_digest(folder: str) -> str:
+    """Identity of a tokenizer as the `image_tokens` step records it."""
+    return ImageTokens(tokenizer=folder, scales=1).digest_weights("tokenizer")
+
+
+def open_decoder_data(recipe: DecoderRecipe) -> tuple[PackPlan, Release]:
+    """The plan and the release of a decoder's training, after all checks that need no token."""
+    plan = open_plan(recipe.dataset, recipe.packs)
+    release = open_release(recipe.dataset, recipe.release or plan.receipt["release"])
+    if release.digest != plan.receipt["release_digest"]:
+        op = PackSamples(**{k: v for k, v in plan.receipt["config"].items() if k != "version"})
+        if lengths_digest(read_lengths(op, release)[0]) != plan.receipt["lengths_digest"]:
+            raise UserError(
+                f"release {release.name} has other lengths than pack plan {plan.name!r}, made for "
+                f"{plan.receipt['release']}",
+                where="release",
+                next="nextloom pack RECIPE, or leave release out",
+            )
+    _check_tokenizer(recipe, plan, release)
+    return plan, release
+
+
+def _check_tokenizer(recipe: DecoderRecipe, plan: PackPlan, release: Release) -> None:
+    config = read_config(recipe.tokenizer)
+    here = tokenizer_digest(recipe.tokenizer)
+    there = release.columns[plan.receipt["images"]]["config"].get("tokenizer")
+    if here != there:
+        raise UserError(
+            f"{Path(recipe.tokenizer)} has digest {here}, but the codes of release {release.name} were made by a "
+            f"tokenizer with digest {there}",
+            where="tokenizer",
+            next="nextloom run RECIPE, release and pack with this tokenizer, or name the one that made the codes",
+        )
+    for name in ("codes", "semantic_dim", "pixel_dim"):
+        wanted, given = getattr(config, name), getattr(recipe.model, name)
+        if wanted != given:
+            raise UserError(
+                f"the tokenizer has {wanted}, this says {given}",
+                where=f"model.{name}",
+                next=f"--set model.{name}={wanted}",
+            )

@@ -1,0 +1,196 @@
+"""The one training loop: tokenizer, decoder and every later stage are tasks that it drives.
+
+A step is an integer from which everything follows: the task's batch, the learning rate. The loss of a step is the sum
+of the workers' weighted losses over the sum of their counts, so neither packing nor the number of workers changes
+it: each worker differentiates its own sum over the global count, and gradients are added up.
+
+Weights are replicated; gradients are summed over workers in one flat tensor. Nothing draws from a random number
+generator here, but its state is part of a checkpoint, for tasks that do.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from nextloom.errors import UserError
+from nextloom.train import checkpoint
+from nextloom.train.checkpoint import Progress
+from nextloom.train.recipe import Training
+from nextloom.train.tracker import Tracker
+
+Metrics = Mapping[str, Tensor | tuple[Tensor, Tensor]]
+"""A mean over this worker's share of the step, or (sum, count); counts of 0 are left out."""
+
+
+class Task(Protocol):
+    """What is particular to one kind of training."""
+
+    def build(self) -> nn.Module:
+        """A fresh model, the same on every worker."""
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Any:
+        """This worker's share of step `step`: a pure function of its arguments."""
+
+    def loss(self, model: nn.Module, batch: Any, step: int) -> tuple[Tensor, int, Metrics]:
+        """Weighted sum of losses, the sum of weights (count), and figures worth a curve."""
+
+    def save(self, model: nn.Module, folder: str | Path) -> None:
+        """Write the finished model."""
+
+    def evaluate(self, model: nn.Module) -> Mapping[str, float]:
+        """Figures of the finished model."""
+
+
+def train(
+    task: Task,
+    recipe: Training,
+    identity: Mapping[str, Any],
+    *,
+    rank: int = 0,
+    world: int = 1,
+    until: int | None = None,
+) -> tuple[nn.Module, Progress]:
+    """Train from the newest checkpoint of the run to the last step; called by every worker.
+
+    Args:
+        task: what to train.
+        recipe: for how long and how.
+        identity: of the training; a checkpoint of another one is refused.
+        rank, world: this worker; with world > 1 a process group is up.
+        until: stop after this many steps, with a checkpoint, if that comes before the last one.
+
+    Returns:
+        The model and where the training stands.
+
+    Raises:
+        UserError: a checkpoint that cannot be resumed, or a loss that is not finite.
+    """
+    execution, folder = recipe.execution, recipe.run_folder
+    torch.set_num_threads(execution.threads or max(1, _cores() // max(world, 1)))
+    model = task.build().train()
+    if world > 1:
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, 0)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = make_optimizer(parameters, recipe)
+    progress = checkpoint.resume(folder, model, optimizer, identity)
+    _set_rng(progress, recipe.seed, rank, world)
+    tracker = Tracker(folder, progress.cursor, workers=world, threads=torch.get_num_threads()) if rank == 0 else None
+    stop = min(recipe.steps, until or recipe.steps)
+    start = time.perf_counter()
+    last_log = (progress.cursor, progress.counted, start)
+    while progress.cursor < stop:
+        step = progress.cursor
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate(progress.lr_step)
+        total, count, metrics = task.loss(model, task.batch(step, rank, world), step)
+        log_now = step + 1 in (1, recipe.steps) or (step + 1) % execution.log_every == 0
+        sums = _sum_over_workers(total, count, metrics if log_now else {}, world)
+        loss, whole = sums.pop("loss")
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss of step {step + 1} is {loss}",
+                where=str(folder),
+                next=f"lower lr (now {recipe.lr:g}) or clip, and start over with --fresh",
+            )
+        (total / whole).backward()
+        _sum_gradients(parameters, world)
+        norm = nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        progress.cursor, progress.lr_step = step + 1, progress.lr_step + 1
+        progress.counted += whole
+        if log_now and tracker:
+            now, (logged, counted, before) = time.perf_counter(), last_log
+            last_log = (step + 1, progress.counted, now)
+            means = {name: value / weight for name, (value, weight) in sums.items() if weight}
+            speed = (progress.counted - counted) / (now - before)
+            lr = optimizer.param_groups[0]["lr"]
+            figures = {
+                "lr": lr,
+                "norm": float(norm),
+                "per_second": speed,
+                "step_seconds": (now - before) / (step + 1 - logged),
+            }
+            tracker.log(step + 1, {"loss": loss / whole, **means, **figures})
+        if (step + 1) % execution.checkpoint_every == 0 or step + 1 == stop:
+            progress.seconds += time.perf_counter() - start
+            start = time.perf_counter()
+            progress.rng = _gather_rng(world)
+            if rank == 0:
+                checkpoint.save(folder, model, optimizer, progress, identity, execution.keep)
+    if tracker:
+        tracker.close()
+    return model, progress
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Training) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices and kernels, not on biases and norms."""
+    parameters = list(parameters)
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=recipe.lr, betas=recipe.betas, fused=True)
+
+
+def _sum_over_workers(total: Tensor, count: int, metrics: Metrics, world: int) -> dict[str, tuple[float, float]]:
+    """(sum, count) over all workers of the loss and of each metric."""
+    names, values = ["loss"], [total.detach(), count]
+    for name, value in metrics.items():
+        names.append(name)
+        values += value if isinstance(value, tuple) else (value.detach() * count, count)
+    flat = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=total.device) for v in values])
+    if world > 1:
+        dist.all_reduce(flat)
+    numbers = flat.tolist()
+    return {name: (numbers[2 * i], numbers[2 * i + 1]) for i, name in enumerate(names)}
+
+
+def _sum_gradients(parameters: list[nn.Parameter], world: int) -> None:
+    """Add up the workers' gradients; a parameter without one has zeros, whatever the number of workers."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    if world == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    dist.all_reduce(flat)
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view(gradient.shape))
+
+
+def _gather_rng(world: int) -> list[checkpoint.Rng]:
+    mine = checkpoint.rng_state()
+    if world == 1:
+        return [mine]
+    every: list[Any] = [None] * world
+    dist.all_gather_object(every, mine)
+    return every
+
+
+def _set_rng(progress: Progress, seed: int, rank: int, world: int) -> None:
+    """The saved state of this worker; where it is new, or the number of workers changed, one of its own."""
+    if len(progress.rng) == world:
+        checkpoint.set_rng_state(progress.rng[rank])
+        return
+    base = hash((seed, progress.cursor, rank)) % 2**32
+    torch.manual_seed(base)
+    np.random.seed(base)
+    random.seed(base)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

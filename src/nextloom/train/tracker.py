@@ -1,0 +1,64 @@
+"""Metrics of a run: one JSON object per line in `metrics.jsonl`, and TensorBoard beside it.
+
+A resumed run drops what was logged after its checkpoint, so every step has one line. Each start leaves a line of its
+own, with the process that runs the first worker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+
+
+class Tracker:
+    """Writes the metrics of one run.
+
+    Args:
+        folder: of the run.
+        step: steps done so far; lines of later steps are dropped.
+        **about: fields of the start line.
+    """
+
+    def __init__(self, folder: Path, step: int, **about: Any) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / METRICS
+        kept = [line for line in read(folder) if "event" in line or line["step"] <= step]
+        part = path.with_suffix(".part")
+        part.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        part.replace(path)
+        self._file = path.open("a")
+        self._board = SummaryWriter(str(folder / TENSORBOARD), purge_step=step + 1)
+        self._write({"event": "start", "step": step, "time": time.time(), "pid": os.getpid(), **about})
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """One line: figures after `step` steps."""
+        self._write({"step": step, **values})
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush both."""
+        self._file.close()
+        self._board.close()
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """All lines so far; one cut short by a kill is left out."""
+    try:
+        text = (folder / METRICS).read_text()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
