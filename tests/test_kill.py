@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from engine import build, contents, run, write_pictures
+from toy_tokenizers import random_tokenizer
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -22,6 +24,7 @@ DATA = {
         "frames": {"op": "gif_frames"},
         "keep": {"op": "select", "where": "stats.brightness > 0.15 and not duplicate.hit"},
         "mean": {"op": "toy_ops:Mean", "rows": "keep", "refuse_below": 60},
+        "tokens": {"op": "image_tokens", "rows": "keep", "tokenizer": "tokenizer", "scales": 3},
     },
     "execution": {"chunk_rows": 7},
     "run": {"commit_seconds": 0.001},
@@ -37,6 +40,7 @@ POINTS = [
 
 def prepare(root: Path) -> Path:
     write_pictures(root / "pics", 60)
+    random_tokenizer(0).save(root / "tokenizer")
     (root / "recipe.json").write_text(json.dumps(DATA))
     return root
 
@@ -57,7 +61,9 @@ def undisturbed(tmp_path_factory, ray_local):
 def test_killed_and_resumed_equals_undisturbed(tmp_path, undisturbed, point, number):
     root = prepare(tmp_path)
     driver = Path(__file__).with_name("driver.py")
-    killed = subprocess.run([sys.executable, driver, root, point, number], capture_output=True, text=True, timeout=200)
+    killed = subprocess.run(
+        [sys.executable, driver, root, point, number], check=False, capture_output=True, text=True, timeout=200
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     recipe, dataset = build(root, **DATA)
     counts = run(recipe, dataset)

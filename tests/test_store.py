@@ -86,12 +86,12 @@ def test_release_stays_readable_after_300_commits_and_old_log_entries(tmp_path):
         table.commit(SCHEMA, [write_file(table.uri, rows(0, 1))])
         version = table.version()
         rows_table = dataset.rows
-        selection = {**describe(rows_table.uri, dataset.uri, rows_table.files()), "kind": "all", "gone": []}
+        selection = {**describe(rows_table.uri, dataset.uri, rows_table.files()), "kind": "all", "gone": [], "result": "r"}
         content = {
             "dataset": "d",
             "selection": selection,
             "rows": describe(rows_table.uri, dataset.uri, rows_table.files()),
-            "columns": {"score": describe(table.uri, dataset.uri, table.files())},
+            "columns": {"score": {**describe(table.uri, dataset.uri, table.files()), "fingerprint": "f1"}},
         }
         made, new = publish(dataset, "r", content)
         assert new and publish(dataset, "r", content)[1] is False

@@ -83,7 +83,7 @@ def build(
         described = releases.describe(dataset.rows.uri, uri, dataset.rows.files())
         content = {
             "dataset": dataset.name,
-            "selection": {**described, "kind": "all", "gone": []},
+            "selection": {**described, "kind": "all", "gone": [], "result": "all"},
             "rows": described,
             "columns": columns,
         }

@@ -49,7 +49,7 @@ def samples(folder: Annotated[str | None, typer.Argument(metavar="DIR")] = None,
     from nextloom.samples import write_samples
 
     summary = write_samples(folder or join(root, "samples"))
-    print(json.dumps(summary) if isinstance(summary, dict) else summary)
+    print(f"{summary.folder}: {summary.pictures:,} pictures, {summary.written:,} files written")
 
 
 @app.command()
@@ -153,16 +153,33 @@ def pack(recipe: RecipeArg, root: Root = DEFAULT_ROOT, sets: Sets = None) -> Non
     loaded, dataset = load(recipe, root, sets)
     with dataset.lease(f"nextloom pack {recipe}"):
         for name, op in loaded.packs.items():
-            print(f"{name}  {write_plan(dataset, name, op, open_release(dataset.uri, op.release))}")
+            result = write_plan(dataset, name, op, open_release(dataset.uri, op.release))
+            print(f"{name}: {result.state}, " + ", ".join(f"{k} {v:,}" for k, v in result.counts.items()))
 
 
 @app.command()
-def train(recipe: RecipeArg, root: Root = DEFAULT_ROOT, sets: Sets = None, address: Address = None) -> None:
+def train(
+    recipe: RecipeArg,
+    root: Root = DEFAULT_ROOT,
+    sets: Sets = None,
+    address: Address = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="throw away what the output holds")] = False,
+) -> None:
     """Train a tokenizer or a decoder with Ray Train; run again to resume."""
     from nextloom.train.launch import launch
     from nextloom.train.recipe import load as load_recipe
 
-    print(json.dumps(launch(load_recipe(recipe, root=root, sets=sets), address=address), indent=1))
+    def show(line: dict[str, Any]) -> None:
+        if "loss" in line:
+            print(f"  step {line['step']:>6,} of {loaded.steps:,}  loss {line['loss']:.4f}", file=sys.stderr)
+
+    loaded = load_recipe(recipe, root=root, sets=sets)
+    summary = launch(loaded, fresh=fresh, address=address, on_line=show)
+    print(
+        f"{summary['state']}: {loaded.output}, {summary['steps']:,} steps, "
+        f"loss {summary['first_loss']:.3f} -> {summary['last_loss']:.3f}, {summary['per_second']:,.0f} per second"
+    )
+    print("  " + ", ".join(f"{name} {value:.3f}" for name, value in summary["evaluation"].items()))
 
 
 @app.command()
@@ -170,15 +187,8 @@ def generate(recipe: RecipeArg, root: Root = DEFAULT_ROOT, sets: Sets = None) ->
     """Draw pictures from captions; writes PNGs and a grid."""
     from nextloom.train.drawing import draw_recipe
 
-    print(json.dumps(draw_recipe(recipe, root=root, sets=sets), indent=1))
-
-
-@app.command()
-def quickstart(root: Root = DEFAULT_ROOT) -> None:
-    """The whole chain on real pictures: samples, curate, tokenize, pack, train, draw, report."""
-    from nextloom.quickstart import run_quickstart
-
-    run_quickstart(root)
+    summary = draw_recipe(recipe, root=root, sets=sets)
+    print("\n".join(f"  {name}: {value}" for name, value in summary.items() if name != "identity"))
 
 
 def _table(*columns: str) -> Table:

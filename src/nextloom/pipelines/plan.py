@@ -189,7 +189,7 @@ class Planner:
             self.results[step.name] = receipt["result"]
             if isinstance(step.op, Select):
                 files = self.table(step.name).files()
-                self.rowsets[step.name] = RowSet(self.table(step.name).uri, tuple(files), receipt["result"], "kept")
+                self.rowsets[step.name] = RowSet(self.table(step.name).uri, tuple(files), receipt["kept"], "kept")
             return
         plan.state = STALE if receipt else MISSING
         plan.todo = plan.wanted

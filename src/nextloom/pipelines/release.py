@@ -46,6 +46,7 @@ def make_release(recipe: Recipe, dataset: Dataset, name: str) -> tuple[Release, 
             "kind": rows.kind,
             "gone": rows.gone.tolist(),
             "step": spec.rows,
+            "result": rows.digest,
         },
         "rows": describe(table.uri, dataset.uri, table.files()),
         "columns": {

@@ -123,12 +123,21 @@ def _reasons(planner: Planner, step: Step) -> list[dict[str, Any]]:
 def _runs(folder: Path) -> list[dict[str, Any]]:
     """Summaries and pictures that trainings and drawings left, oldest first."""
     found = []
-    for path in sorted(folder.glob("*/summary.json"), key=lambda p: p.stat().st_mtime):
-        pictures = [
-            {"name": p.name, "data": base64.b64encode(p.read_bytes()).decode()}
-            for p in sorted(path.parent.glob("*.png"))
-        ]
-        summary = json.loads(path.read_text())
-        values = {k: v for k, v in summary.items() if isinstance(v, int | float | str)}
-        found.append({"name": path.parent.name, "values": values, "pictures": pictures})
+    receipts = [*folder.glob("*.run/receipt.json"), *folder.glob("*/summary.json")]
+    for path in sorted(receipts, key=lambda p: p.stat().st_mtime):
+        document = json.loads(path.read_text())
+        summary = document.get("summary", document)
+        values = {**summary, **summary.get("evaluation", {})}
+        grid = path.parent / "grid.png"
+        found.append(
+            {
+                "name": path.parent.name.removesuffix(".run"),
+                "values": {k: _number(v) for k, v in values.items() if isinstance(v, int | float | str)},
+                "picture": base64.b64encode(grid.read_bytes()).decode() if grid.is_file() else None,
+            }
+        )
     return found
+
+
+def _number(value: Any) -> Any:
+    return f"{value:.4g}" if isinstance(value, float) else value

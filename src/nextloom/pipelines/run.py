@@ -210,8 +210,11 @@ class Run:
             table.commit(schema, new, table.files(), note="replace")
             result.done, result.cpu_seconds = wanted, time.process_time() - start
             counts = _whole_counts(step, data)
-            rate = {"cpu_seconds_per_row": result.cpu_seconds / wanted} if wanted else {}
+            rate: dict[str, Any] = {"cpu_seconds_per_row": result.cpu_seconds / wanted} if wanted else {}
             content = digest([plan.fingerprint, _content_digest(data)])
+            if isinstance(step.op, Select):
+                kept = data.filter(pc.equal(data["verdict"], "kept")).select(["id"])
+                rate["kept"] = digest([step.domain, _content_digest(kept)])
             self._receipt(step, inputs, content, counts, self.dataset.receipt(step.name), **rate)
             self.planner.judge(step)
         result.counts = (self.dataset.receipt(step.name) or {}).get("counts", {})

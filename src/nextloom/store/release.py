@@ -23,8 +23,6 @@ from nextloom.store.dataset import Dataset
 from nextloom.store.files import File, take_ids
 from nextloom.store.rowset import RowSet
 
-CONTENT = ("dataset", "selection", "rows", "columns")
-
 
 class Release:
     """Reader of one manifest. Rows come sorted by id; every column covers exactly them."""
@@ -39,8 +37,8 @@ class Release:
 
     @property
     def digest(self) -> str:
-        """Identity of its content, independent of name and date."""
-        return digest({key: self.document[key] for key in CONTENT})
+        """Identity of its content: which rows, which fingerprints, how many errors; not names, dates or files."""
+        return content_digest(self.document)
 
     @property
     def columns(self) -> dict[str, dict[str, Any]]:
@@ -79,6 +77,15 @@ class Release:
         return take_ids(join(self.dataset_uri, spec["table"]), _files(spec["files"]), wanted, names)
 
 
+def content_digest(content: Mapping[str, Any]) -> str:
+    """What `Release.digest` is made of: a value is a function of row and fingerprint, unless it failed."""
+    columns = {
+        step: [column["fingerprint"], sum(file["errors"] for file in column["files"])]
+        for step, column in content["columns"].items()
+    }
+    return digest([content["dataset"], content["selection"]["result"], columns])
+
+
 def _files(items: Sequence[Mapping[str, Any]]) -> tuple[File, ...]:
     return tuple(File(**item) for item in items)
 
@@ -101,7 +108,7 @@ def publish(dataset: Dataset, name: str, content: Mapping[str, Any]) -> tuple[Re
         The release, and whether it is new.
     """
     newest = latest(dataset.uri, name)
-    if newest and digest({key: newest.document[key] for key in CONTENT}) == digest(dict(content)):
+    if newest and newest.digest == content_digest(content):
         return newest, False
     version = int(newest.name.rpartition("-")[2]) + 1 if newest else 1
     document = {"name": f"{name}-{version:04d}", "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **content}
