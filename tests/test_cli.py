@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from engine import build, write_pictures
 
+from engine import build, write_pictures
 from nextloom.config import override
 from nextloom.errors import UserError
 

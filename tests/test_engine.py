@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 
 import pytest
+
 import zoo
 from engine import build, contents, plans, run, write_pictures
-
+from nextloom.cli import main
 from nextloom.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -85,6 +86,24 @@ def test_zoo_is_accounted_for(tmp_path):
             if row["error"]:
                 assert row["error"]["stage"] and row["error"]["type"] and row["error"]["message"], (step, row)
     assert result["inside"]["rows"] == result["frames"]["children"]
+
+
+def test_exit_codes_of_the_command(tmp_path, monkeypatch, capsys):
+    (tmp_path / "pics").mkdir()
+    zoo.write_all(tmp_path / "pics")
+    text = "dataset: toy\nsource: {op: files, path: pics}\nsteps: {stats: {op: image_stats}}\n"
+    (tmp_path / "zoo.yaml").write_text(text)
+    arguments = ["nextloom", "run", str(tmp_path / "zoo.yaml"), "--root", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0, "failed rows are rows, not a failed run"
+    monkeypatch.setattr("sys.argv", [*arguments, "--retry-errors", "--set", "steps.stats.execution.max_error_rate=0.1"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 1
+    message = capsys.readouterr().err
+    assert "error: steps.stats:" in message and "more than max_error_rate 0.1 allows" in message and "next:" in message
 
 
 def test_error_rate_stops_the_step_and_retry_mends_it(tmp_path):

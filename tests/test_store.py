@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -86,7 +87,8 @@ def test_release_stays_readable_after_300_commits_and_old_log_entries(tmp_path):
         table.commit(SCHEMA, [write_file(table.uri, rows(0, 1))])
         version = table.version()
         rows_table = dataset.rows
-        selection = {**describe(rows_table.uri, dataset.uri, rows_table.files()), "kind": "all", "gone": [], "result": "r"}
+        selection = {**describe(rows_table.uri, dataset.uri, rows_table.files()), "kind": "all", "gone": []}
+        selection["result"] = "r"
         content = {
             "dataset": "d",
             "selection": selection,
@@ -135,7 +137,7 @@ def test_without_our_settings_delta_forgets(tmp_path):
 def test_windows_cover_every_file_once(spans, size):
     files = [File(f"f{i}", 1, n, 0, low, low + n - 1) for i, (low, n) in enumerate(spans)]
     ranges = list(windows(files, size))
-    assert all(a[1] < b[0] for a, b in zip(ranges, ranges[1:], strict=False))
+    assert all(a[1] < b[0] for a, b in itertools.pairwise(ranges))
     for file in files:
         assert sum(low <= file.min_id and file.max_id <= high for low, high in ranges) == 1
 
