@@ -229,7 +229,8 @@ def _ray_worker(config: dict[str, Any]) -> None:
         work(recipe, config["identity"], rank=context.get_world_rank(), world=context.get_world_size())
     except UserError as error:
         _write(failure, {"what": error.what, "where": error.where, "next": error.next})
-        raise
+        if context.get_world_size() > 1:  # others may be waiting for this worker
+            raise
 
 
 @contextmanager

@@ -1,0 +1,142 @@
+"""Checkpoints: complete or refused, and a stopped run ends with the bits of one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from nextloom.errors import UserError
+from nextloom.train import checkpoint
+from nextloom.train.decoder import DecoderTask
+from nextloom.train.loop import make_optimizer, train
+from nextloom.train.recipe import DecoderRecipe
+from nextloom.train.tracker import read
+from test_training import recipe, world
+
+STEPS = 8
+IDENTITY = {"name": "test", "inputs": {"tokenizer": "aaa"}}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return world(tmp_path_factory.mktemp("checkpoint"))
+
+
+def small(root: Path, output: str, **execution) -> DecoderRecipe:
+    return recipe(root, output=output, steps=STEPS, packs_per_step=1, execution={"checkpoint_every": 3, **execution})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(root: Path) -> tuple[dict[str, torch.Tensor], Path]:
+    """Parameters of a run that nothing stopped, and its last checkpoint."""
+    wanted = small(root, "undisturbed")
+    model, _ = train(DecoderTask.open(wanted), wanted, IDENTITY)
+    return model.state_dict(), checkpoint.saved(wanted.run_folder)[-1]
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 5, 7])
+def test_stopped_at_any_step_and_resumed_gives_the_same_bits(root, undisturbed, stop):
+    wanted = small(root, f"stop{stop}")
+    train(DecoderTask.open(wanted), wanted, IDENTITY, until=stop)
+    torch.manual_seed(99)  # a resumed process has another state of its own
+    model, progress = train(DecoderTask.open(wanted), wanted, IDENTITY)
+    assert progress.cursor == STEPS
+    assert all(torch.equal(value, undisturbed[0][name]) for name, value in model.state_dict().items())
+    mine, theirs = (
+        load_file(p / checkpoint.OPTIMIZER) for p in (checkpoint.saved(wanted.run_folder)[-1], undisturbed[1])
+    )
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
+
+
+def test_after_sigkill_the_run_goes_on_with_the_same_bits(root, undisturbed):
+    wanted = small(root, "killed", checkpoint_every=1, log_every=1)
+    code = (
+        "import sys, time; from nextloom.train.recipe import DecoderRecipe; from nextloom.train.loop import train\n"
+        "from nextloom.train.decoder import DecoderTask\n"
+        "class Slow(DecoderTask):\n"
+        "    def batch(self, step, rank=0, world=1):\n"
+        "        time.sleep(0.25 if step > 2 else 0); return super().batch(step, rank, world)\n"
+        "recipe = DecoderRecipe.model_validate_json(sys.argv[1])\n"
+        f"train(Slow.open(recipe), recipe, {IDENTITY!r})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, wanted.model_dump_json()])
+    deadline = time.monotonic() + 60
+    while len([x for x in read(wanted.run_folder) if "loss" in x]) < 4 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    part = wanted.run_folder / checkpoint.FOLDER / ".half"  # as if it had died while writing one
+    part.mkdir()
+    checkpoint.clean(wanted.run_folder)
+    assert not part.exists()
+    model, _ = train(DecoderTask.open(wanted), wanted, IDENTITY)
+    starts = [line["step"] for line in read(wanted.run_folder) if line.get("event") == "start"]
+    assert starts[0] == 0 and 3 <= starts[1] < STEPS
+    assert all(torch.equal(value, undisturbed[0][name]) for name, value in model.state_dict().items())
+
+
+def without_tensor(path: Path, file: str, name: str) -> None:
+    tensors = load_file(path / file)
+    del tensors[name]
+    save_file(tensors, path / file)
+
+
+def without_state(path: Path, name: str, inner: str | None = None) -> None:
+    state = json.loads((path / checkpoint.STATE).read_text())
+    del (state[name][0] if inner else state)[inner or name]
+    (path / checkpoint.STATE).write_text(json.dumps(state))
+
+
+DAMAGE = {
+    "its parameters": lambda p: (p / checkpoint.MODEL).unlink(),
+    "1 of its parameters, the first is norm.weight": lambda p: without_tensor(p, checkpoint.MODEL, "norm.weight"),
+    "its optimiser moments": lambda p: (p / checkpoint.OPTIMIZER).unlink(),
+    "1 of its optimiser moments, the first is exp_avg_sq.norm.weight": lambda p: without_tensor(
+        p, checkpoint.OPTIMIZER, "exp_avg_sq.norm.weight"
+    ),
+    "its state": lambda p: (p / checkpoint.STATE).write_text('{"lr_st'),
+    "lr_step": lambda p: without_state(p, "lr_step"),
+    "cursor": lambda p: without_state(p, "cursor"),
+    "rng ": lambda p: without_state(p, "rng"),
+    "rng.torch of worker 0": lambda p: without_state(p, "rng", "torch"),
+    "identity": lambda p: without_state(p, "identity"),
+}
+
+
+@pytest.mark.parametrize("part", DAMAGE)
+def test_a_checkpoint_that_lacks_a_part_is_refused_by_name(root, undisturbed, tmp_path, part):
+    path = tmp_path / "step-000000008"
+    shutil.copytree(undisturbed[1], path)
+    DAMAGE[part](path)
+    wanted = small(root, "refused")
+    model = DecoderTask.open(wanted).build()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = make_optimizer(model.parameters(), wanted)
+    with pytest.raises(UserError, match=f"lacks {part}") as caught:
+        checkpoint.load(path, model, optimizer, IDENTITY)
+    assert f"remove {path}" in str(caught.value)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items()) and not optimizer.state
+
+
+def test_a_checkpoint_of_another_training_is_refused(root, undisturbed):
+    wanted = small(root, "refused")
+    model = DecoderTask.open(wanted).build()
+    other = {**IDENTITY, "inputs": {"tokenizer": "bbb"}}
+    with pytest.raises(UserError, match=r"another training: inputs.tokenizer aaa -> bbb(.|\n)*--fresh"):
+        checkpoint.load(undisturbed[1], model, make_optimizer(model.parameters(), wanted), other)
+
+
+def test_only_the_newest_are_kept(root):
+    wanted = small(root, "kept", checkpoint_every=1, keep=3)
+    train(DecoderTask.open(wanted), wanted, IDENTITY)
+    assert [p.name for p in checkpoint.saved(wanted.run_folder)] == [f"step-{n:09d}" for n in (6, 7, 8)]

@@ -1,0 +1,265 @@
+"""Training: what a decoder learns, what a step holds, one process against two, Ray with a killed worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+
+import toy_dataset
+from nextloom.errors import UserError
+from nextloom.model.generate import draw
+from nextloom.store.dataset import Dataset
+from nextloom.store.release import open_release
+from nextloom.tokenize.documents import Picture, Text
+from nextloom.tokenize.packing import PackSamples, open_plan, write_plan
+from nextloom.tokenize.tokenizer import Tokenizer
+from nextloom.tokenize.tokenizer_config import CnnConfig, TokenizerConfig
+from nextloom.train import recipe as recipes
+from nextloom.train.data import PackedData, inputs
+from nextloom.train.decoder import DecoderTask, load_decoder
+from nextloom.train.launch import inspect, launch
+from nextloom.train.loop import train
+from nextloom.train.recipe import DecoderRecipe
+from nextloom.train.tracker import read
+
+SMALL = CnnConfig(channels=8, multipliers=(1,), blocks=1, z_channels=8, unshuffle=8, groups=4)
+TOKENIZER = TokenizerConfig(
+    codes=toy_dataset.CODES,
+    semantic_dim=6,
+    pixel_dim=4,
+    pixel_encoder=SMALL,
+    pixel_decoder=SMALL,
+    semantic_encoder=SMALL,
+    semantic_width=8,
+)
+MODEL = {"text_vocab": 128, "codes": toy_dataset.CODES, "semantic_dim": 6, "pixel_dim": 4, "width": 64, "layers": 2}
+MODEL |= {"heads": 4, "kv_heads": 2, "head_dim": 16, "mlp": 96, "pad_vocab": 32}
+CAPTIONS = ["red heart", "blue heart", "sad cat", "glad cat", "full moon", "a face", "a circle", "sun"]
+
+
+def world(root: Path, captions: list[str] = CAPTIONS, *, null_prompt: float = 0.0, cap: int = 128, **fields) -> Path:
+    """A dataset of random codes with its pack plan and an (untrained) tokenizer below `root`."""
+    torch.manual_seed(0)
+    Tokenizer(TOKENIZER).save(root / "tokenizer")
+    release = toy_dataset.build(str(root / "toys"), captions, tokenizer=str(root / "tokenizer"), **fields)
+    dataset = Dataset(str(root / "toys"))
+    op = PackSamples(release="tokens", images="tokens", text="text", token_cap=cap, null_prompt=null_prompt)
+    with dataset.lease("test"):
+        write_plan(dataset, "main", op, release)
+    return root
+
+
+def recipe(root: Path, *, model: dict | None = None, **fields) -> DecoderRecipe:
+    """A decoder recipe over `world(root)`."""
+    execution = {"workers": 0, "threads": 1, "checkpoint_every": 1000, **fields.pop("execution", {})}
+    data = {"output": "run", "dataset": "toys", "packs": "main", "tokenizer": "tokenizer", "steps": 6, "warmup": 2}
+    data |= {"train": "decoder", "packs_per_step": 2, "precision": "fp32", "model": {**MODEL, **(model or {})}}
+    return recipes.build({**data, **fields, "execution": execution}, root=str(root))
+
+
+@pytest.fixture(scope="module")
+def overfit(tmp_path_factory):
+    """Eight pictures, learnt by heart; the pictures have 4 scales and no self-correction."""
+    root = world(tmp_path_factory.mktemp("overfit"))
+    wanted = recipe(root, steps=220, packs_per_step=3, lr=4e-3, warmup=20, weight_decay=0.0, model={"width": 96})
+    return wanted, launch(wanted)
+
+
+def test_eight_pictures_are_learnt_in_every_scale(overfit):
+    _, summary = overfit
+    evaluation = summary["evaluation"]
+    assert {k: evaluation[f"scale_{k}"] < 0.05 for k in (1, 2, 3, 4)} == dict.fromkeys((1, 2, 3, 4), True), evaluation
+    assert summary["last_loss"] < 0.05 < summary["first_loss"]
+
+
+def test_greedy_drawing_returns_the_stored_targets(overfit):
+    wanted, _ = overfit
+    model, config = load_decoder(wanted.output)
+    task = DecoderTask.open(wanted)
+    documents = [task.data.document(i) for i in range(len(CAPTIONS))]
+    drawn = draw(model, [[d[0]] for d in documents], documents[0][1].grids, temperature=0)
+    for codes, document in zip(drawn, documents, strict=True):
+        assert codes.tolist() == document[1].targets.tolist()
+    assert config["release"] == "tokens-0001"
+
+
+def test_right_captions_tell_more_than_shuffled_ones(overfit):
+    evaluation = overfit[1]["evaluation"]
+    assert evaluation["loss_shuffled"] > 10 * evaluation["loss"] + 1
+
+
+def test_a_finished_training_is_fresh_and_says_so_without_ray_or_torch(overfit):
+    wanted, summary = overfit
+    before = Path(wanted.output, "model.safetensors").stat().st_mtime_ns
+    again = launch(wanted)
+    assert (again["state"], again["evaluation"]) == ("fresh", summary["evaluation"])
+    assert Path(wanted.output, "model.safetensors").stat().st_mtime_ns == before
+    assert sorted(p.name for p in Path(wanted.output).iterdir()) == ["config.json", "model.safetensors"]
+    code = (
+        "import sys; from nextloom.train.recipe import DecoderRecipe; from nextloom.train.launch import launch\n"
+        "recipe = DecoderRecipe.model_validate_json(sys.stdin.read())\n"
+        "print(launch(recipe)['state'], sorted({'ray', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=wanted.model_dump_json(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "fresh []\n"
+
+
+def test_a_changed_recipe_trains_anew_when_finished_and_is_refused_when_not(tmp_path):
+    first = recipe(world(tmp_path), steps=2)
+    assert inspect(first).state == "missing"
+    launch(first)
+    changed = recipe(tmp_path, steps=2, lr=1e-4)
+    assert inspect(changed).state == "stale" and inspect(changed).cause == "lr 0.001 -> 0.0001"
+    assert launch(changed)["state"] == "trained"
+    (changed.run_folder / "run.json").write_text((changed.run_folder / "receipt.json").read_text())  # as if unfinished
+    with pytest.raises(UserError, match=r"lr 0.0001 -> 0.001(.|\n)*--fresh"):
+        launch(first)
+    assert launch(first, fresh=True)["state"] == "trained"
+
+
+def test_what_does_not_belong_together_is_refused(tmp_path):
+    root = world(tmp_path)
+    inputs(recipe(root))
+    with pytest.raises(UserError, match=r"model\.codes: the tokenizer has 32, this says 64"):
+        inputs(recipe(root, model={"codes": 64}))
+    with pytest.raises(UserError, match="packs_per_step: 3 is no multiple of 2 workers"):
+        recipe(root, packs_per_step=3, execution={"workers": 2})
+    with pytest.raises(UserError, match="did you mean 'weight_decay'"):
+        recipe(root, weight_decays=0.1)
+    with pytest.raises(UserError, match="unknown training 'decodr'; did you mean 'decoder'"):
+        recipes.build({"train": "decodr"})
+    torch.manual_seed(1)
+    Tokenizer(TOKENIZER).save(root / "tokenizer")
+    with pytest.raises(UserError, match="were made by a tokenizer with digest"):
+        inputs(recipe(root))
+
+
+def test_a_release_can_be_pinned_while_newer_ones_appear(tmp_path):
+    root = world(tmp_path)
+    dataset, plan = Dataset(str(root / "toys")), open_plan(str(root / "toys"), "main")
+    old = inputs(recipe(root))
+    op = PackSamples(**{k: v for k, v in plan.receipt["config"].items() if k != "version"})
+    newer = toy_dataset.build(dataset.uri, CAPTIONS, seed=5, tokenizer=str(root / "tokenizer"))
+    with dataset.lease("test"):
+        write_plan(dataset, "main", op, newer)
+    assert inputs(recipe(root)) != old
+    assert inputs(recipe(root, release="tokens-0001")) == old
+    toy_dataset.build(dataset.uri, CAPTIONS, seed=6, scales=3, tokenizer=str(root / "tokenizer"), name="other")
+    with pytest.raises(UserError, match="other lengths than pack plan 'main'"):
+        inputs(recipe(root, release="other"))
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    """Captions of very unequal length, pictures of two shapes, some null prompts."""
+    captions = ["x" * (1 + 9 * (i % 5)) for i in range(20)]
+    rows = [toy_dataset.SQUARE if i % 3 else toy_dataset.WIDE for i in range(20)]
+    return world(tmp_path_factory.mktemp("uneven"), captions, rows=rows, null_prompt=0.3, cap=200)
+
+
+def test_documents_of_a_plan(uneven):
+    plan, release = open_plan(str(uneven / "toys"), "main"), open_release(str(uneven / "toys"), "tokens")
+    data = PackedData(plan, release, seed=0)
+    seen = []
+    for pack in range(len(data)):
+        for (sample, null), document in zip(data.samples(pack), data.documents(pack), strict=True):
+            seen.append(sample)
+            picture = document[-1]
+            assert isinstance(picture, Picture) and picture.loss and len(document) == (1 if null else 2)
+            row = release.column("tokens", ids=np.array([sample])).to_pylist()[0]
+            assert picture.targets.tolist() == np.frombuffer(row["target"], "<u2").tolist()
+            if not null:
+                text = document[0]
+                assert isinstance(text, Text) and not text.loss and text.ids.tolist() == [ord("x")] * len(text.ids)
+    assert sorted(seen) == list(range(20))
+
+
+@pytest.mark.parametrize("count", [2, 6])
+def test_a_step_holds_the_same_packs_for_any_number_of_workers(uneven, count):
+    data = PackedData(open_plan(str(uneven / "toys"), "main"), open_release(str(uneven / "toys"), "tokens"), seed=3)
+    order = [p for step in range(10 * len(data)) for p in data.packs_of(step, 1)]
+    for epoch in range(4):  # every pack once per epoch, in another order each time
+        assert sorted(order[epoch * len(data) : (epoch + 1) * len(data)]) == list(range(len(data)))
+    assert order[: len(data)] != order[len(data) : 2 * len(data)]
+    for step in range(5):
+        whole = data.packs_of(step, count)
+        assert whole == order[step * count : (step + 1) * count]
+        for workers in (1, 2):
+            parts = [data.packs_of(step, count, rank, workers) for rank in range(workers)]
+            assert [p for part in parts for p in part] == whole
+
+
+def _one_step(rank: int, count: int, root: str, port: int) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if count > 1:
+        dist.init_process_group("gloo", rank=rank, world_size=count)
+    wanted = recipe(Path(root), output=f"workers{count}", steps=3, lr=2e-3, warmup=0)
+    task = DecoderTask.open(wanted)
+    shares = [(int((b.target_scale > 0).sum()), len(b.token_ids)) for r in (0, 1) for b in [task.batch(0, r, 2)]]
+    assert shares[0] != shares[1], "the workers' shares of codes and text must differ for this test to say anything"
+    train(task, wanted, {}, rank=rank, world=count, until=1)
+    if count > 1:
+        dist.destroy_process_group()
+
+
+def test_one_process_and_two_workers_agree_after_a_step(uneven):
+    _one_step(0, 1, str(uneven), 0)
+    port = 29500 + os.getpid() % 2000
+    other = mp.get_context("spawn").Process(target=_one_step, args=(1, 2, str(uneven), port))
+    other.start()
+    _one_step(0, 2, str(uneven), port)
+    other.join()
+    assert other.exitcode == 0
+    one, two = (load_file(uneven / f"workers{n}.run/checkpoints/step-000000001/model.safetensors") for n in (1, 2))
+    fresh = DecoderTask.open(recipe(uneven)).build().state_dict()
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-6
+    assert max(float((one[name] - fresh[name]).abs().max()) for name in one) > 1e-3, "the step moved the parameters"
+    lines = [[x for x in read(uneven / f"workers{n}.run") if "loss" in x] for n in (1, 2)]
+    assert lines[0][0]["loss"] == pytest.approx(lines[1][0]["loss"], rel=1e-6)
+    assert lines[0][0]["scale_2"] == pytest.approx(lines[1][0]["scale_2"], rel=1e-6)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_on_ray_a_killed_worker_resumes_and_ends_with_the_same_weights(tmp_path):
+    root = world(tmp_path)
+    execution = {"checkpoint_every": 5, "keep": 2, "log_every": 1}
+    alone = recipe(root, output="alone", steps=400, execution={**execution, "workers": 0})
+    killed = recipe(root, output="killed", steps=400, execution={**execution, "workers": 1})
+    assert launch(alone)["steps"] == 400
+    struck = threading.Event()
+
+    def strike(line: dict) -> None:
+        if line.get("step", 0) >= 12 and not struck.is_set() and "event" not in line:
+            struck.set()
+            os.kill(next(x["pid"] for x in read(killed.run_folder) if x.get("event") == "start"), signal.SIGKILL)
+
+    start = time.monotonic()
+    summary = launch(killed, on_line=strike)
+    starts = [line["step"] for line in read(killed.run_folder) if line.get("event") == "start"]
+    assert struck.is_set() and len(starts) == 2 and starts[0] == 0 and starts[1] >= 10, starts
+    assert [line["step"] for line in read(killed.run_folder) if "event" not in line] == list(range(1, 401))
+    one, two = (load_file(Path(r.output) / "model.safetensors") for r in (alone, killed))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert summary["steps"] == 400 and time.monotonic() - start < 120
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_loss_that_is_not_finite_stops_at_once_and_says_what_to_do(tmp_path):
+    wanted = recipe(world(tmp_path), steps=50, lr=1e30, warmup=0, execution={"workers": 1})
+    with pytest.raises(UserError, match=r"the loss of step \d+ is (nan|inf)(.|\n)*lower lr"):
+        launch(wanted)
+    assert len([line for line in read(wanted.run_folder) if line.get("event") == "start"]) == 1, "no restarts"
