@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -125,8 +125,10 @@ def test_a_changed_recipe_trains_anew_when_finished_and_is_refused_when_not(tmp_
     changed = recipe(tmp_path, steps=2, lr=1e-4)
     assert inspect(changed).state == "stale" and inspect(changed).cause == "lr 0.001 -> 0.0001"
     assert launch(changed)["state"] == "trained"
-    (changed.run_folder / "run.json").write_text((changed.run_folder / "receipt.json").read_text())  # as if unfinished
-    with pytest.raises(UserError, match=r"lr 0.0001 -> 0.001(.|\n)*--fresh"):
+    receipt = json.loads((changed.run_folder / "receipt.json").read_text())
+    begun = {"identity": {**receipt["identity"], "lr": 0.5}}
+    (changed.run_folder / "run.json").write_text(json.dumps(begun))
+    with pytest.raises(UserError, match=r"lr 0.5 -> 0.001(.|\n)*--fresh"):
         launch(first)
     assert launch(first, fresh=True)["state"] == "trained"
 
@@ -236,25 +238,24 @@ def test_one_process_and_two_workers_agree_after_a_step(uneven):
 @pytest.mark.usefixtures("ray_local")
 def test_on_ray_a_killed_worker_resumes_and_ends_with_the_same_weights(tmp_path):
     root = world(tmp_path)
-    execution = {"checkpoint_every": 5, "keep": 2, "log_every": 1}
-    alone = recipe(root, output="alone", steps=400, execution={**execution, "workers": 0})
-    killed = recipe(root, output="killed", steps=400, execution={**execution, "workers": 1})
-    assert launch(alone)["steps"] == 400
+    execution = {"checkpoint_every": 20, "keep": 2, "log_every": 1}
+    alone = recipe(root, output="alone", steps=300, execution={**execution, "workers": 0})
+    killed = recipe(root, output="killed", steps=300, execution={**execution, "workers": 1})
+    assert launch(alone)["steps"] == 300
     struck = threading.Event()
 
     def strike(line: dict) -> None:
-        if line.get("step", 0) >= 12 and not struck.is_set() and "event" not in line:
+        if line.get("step", 0) >= 22 and not struck.is_set() and "event" not in line:
             struck.set()
             os.kill(next(x["pid"] for x in read(killed.run_folder) if x.get("event") == "start"), signal.SIGKILL)
 
-    start = time.monotonic()
     summary = launch(killed, on_line=strike)
     starts = [line["step"] for line in read(killed.run_folder) if line.get("event") == "start"]
-    assert struck.is_set() and len(starts) == 2 and starts[0] == 0 and starts[1] >= 10, starts
-    assert [line["step"] for line in read(killed.run_folder) if "event" not in line] == list(range(1, 401))
+    assert struck.is_set() and len(starts) == 2 and starts[0] == 0 and starts[1] >= 20, starts
+    assert [line["step"] for line in read(killed.run_folder) if "event" not in line] == list(range(1, 301))
     one, two = (load_file(Path(r.output) / "model.safetensors") for r in (alone, killed))
     assert all(torch.equal(one[name], two[name]) for name in one)
-    assert summary["steps"] == 400 and time.monotonic() - start < 120
+    assert summary["steps"] == 300
 
 
 @pytest.mark.usefixtures("ray_local")

@@ -61,9 +61,9 @@ def save(
     target = base / f"step-{progress.cursor:09d}"
     part = base / f".{uuid.uuid4().hex}"
     part.mkdir(parents=True)
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     moments = {
-        f"{key}.{names[parameter]}": value.detach().cpu().contiguous()
+        f"{key}.{names[id(parameter)]}": value.detach().cpu().contiguous()
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
     }
@@ -92,21 +92,17 @@ def clean(folder: Path) -> None:
         shutil.rmtree(path)
 
 
-def resume(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: Mapping, *, restart: str = "--fresh"
-) -> Progress:
+def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: Mapping) -> Progress:
     """Load the newest checkpoint into `model` and `optimizer`; a new `Progress` when there is none.
 
     Raises:
         UserError: it lacks a part, or belongs to another training.
     """
     found = saved(folder)
-    return load(found[-1], model, optimizer, identity, restart=restart) if found else Progress()
+    return load(found[-1], model, optimizer, identity) if found else Progress()
 
 
-def load(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: Mapping, *, restart: str = "--fresh"
-) -> Progress:
+def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: Mapping) -> Progress:
     """Load one checkpoint; nothing is changed when it is refused."""
     state = _read_state(path)
     different = differences(state["identity"], identity)
@@ -114,7 +110,7 @@ def load(
         raise UserError(
             f"this checkpoint belongs to another training: {'; '.join(different)}",
             where=str(path),
-            next=f"choose another output, or start over with {restart}",
+            next="choose another output, or start over with --fresh",
         )
     parameters = _tensors(path, MODEL, "parameters", list(model.state_dict()))
     named = dict(model.named_parameters())
@@ -133,22 +129,22 @@ def load(
 
 def rng_state() -> Rng:
     """State of torch's, numpy's and Python's generators, as plain data."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
-    version, inner, spare = random.getstate()
+    numpy = np.random.get_state(legacy=False)
+    version, words, spare = random.getstate()
     return {
         "torch": torch.get_rng_state().numpy().tobytes().hex(),
-        "numpy": [kind, keys.tolist(), position, has_gauss, gauss],
-        "python": [version, list(inner), spare],
+        "numpy": {**numpy, "state": {"key": numpy["state"]["key"].tolist(), "pos": numpy["state"]["pos"]}},
+        "python": [version, list(words), spare],
     }
 
 
 def set_rng_state(state: Rng) -> None:
     """Restore what `rng_state` gave."""
     torch.set_rng_state(torch.from_numpy(np.frombuffer(bytes.fromhex(state["torch"]), np.uint8).copy()))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(keys, np.uint32), *rest))
-    version, inner, spare = state["python"]
-    random.setstate((version, tuple(inner), spare))
+    inner = state["numpy"]["state"]
+    np.random.set_state({**state["numpy"], "state": {**inner, "key": np.array(inner["key"], np.uint32)}})
+    version, words, spare = state["python"]
+    random.setstate((version, tuple(words), spare))
 
 
 def _read_state(path: Path) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def inputs(recipe: TrainRecipe) -> dict[str, str]:
             "tokenizer": tokenizer_digest(recipe.tokenizer),
         }
     release = open_release(recipe.dataset, recipe.release)
-    return {"pictures": digest([release.document["selection"], release.document["rows"]])}
+    return {"pictures": digest([release.document["dataset"], release.document["selection"]["result"]])}
 
 
 def tokenizer_digest(folder: str) -> str:

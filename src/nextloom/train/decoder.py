@@ -27,7 +27,7 @@ from nextloom.train.data import PackedData, open_decoder_data, tokenizer_digest
 from nextloom.train.loop import Metrics
 from nextloom.train.recipe import DecoderRecipe
 
-EVALUATED = 1024
+EVALUATED = 256
 """Samples that `evaluate` reads at most."""
 
 

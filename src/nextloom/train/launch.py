@@ -63,6 +63,8 @@ def inspect(recipe: TrainRecipe, *, fresh: bool = False) -> State:
     receipt, run = _read(folder / RECEIPT), _read(folder / RUN)
     if receipt and receipt["identity"] == identity and Path(recipe.output).is_dir() and not fresh:
         return State("fresh", "", identity)
+    if receipt and run and receipt["identity"] == run["identity"]:
+        run = None  # killed after the receipt, before its own end was noted
     if run and not fresh:
         if run["identity"] != identity:
             changes = ", ".join(differences(run["identity"], identity))
