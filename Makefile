@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml
 	touch $@
 
 quickstart: $(STAMP)
-	$(BIN)/nextloom quickstart
+	$(BIN)/python -m nextloom.quickstart
 
 test: $(STAMP) lint
 	$(BIN)/python -m pytest

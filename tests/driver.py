@@ -14,7 +14,6 @@ import threading
 from pathlib import Path
 
 from engine import build, run
-
 from nextloom.pipelines.pool import Crew
 from nextloom.store.table import Table
 
