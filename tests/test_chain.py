@@ -32,7 +32,6 @@ MORE = {
             "images": "tokens",
             "text": "text",
             "token_cap": 400,
-            "null_prompt": 0,
         }
     },
 }

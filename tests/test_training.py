@@ -49,13 +49,13 @@ MODEL |= {"heads": 4, "kv_heads": 2, "head_dim": 16, "mlp": 96, "pad_vocab": 32}
 CAPTIONS = ["red heart", "blue heart", "sad cat", "glad cat", "full moon", "a face", "a circle", "sun"]
 
 
-def world(root: Path, captions: list[str] = CAPTIONS, *, null_prompt: float = 0.0, cap: int = 128, **fields) -> Path:
+def world(root: Path, captions: list[str] = CAPTIONS, *, cap: int = 128, **fields) -> Path:
     """A dataset of random codes with its pack plan and an (untrained) tokenizer below `root`."""
     torch.manual_seed(0)
     Tokenizer(TOKENIZER).save(root / "tokenizer")
     release = toy_dataset.build(str(root / "toys"), captions, tokenizer=str(root / "tokenizer"), **fields)
     dataset = Dataset(str(root / "toys"))
-    op = PackSamples(release="tokens", images="tokens", text="text", token_cap=cap, null_prompt=null_prompt)
+    op = PackSamples(release="tokens", images="tokens", text="text", token_cap=cap)
     with dataset.lease("test"):
         write_plan(dataset, "main", op, release)
     return root
@@ -65,7 +65,8 @@ def recipe(root: Path, *, model: dict | None = None, **fields) -> DecoderRecipe:
     """A decoder recipe over `world(root)`."""
     execution = {"workers": 0, "threads": 1, "checkpoint_every": 1000, **fields.pop("execution", {})}
     data = {"output": "run", "dataset": "toys", "packs": "main", "tokenizer": "tokenizer", "steps": 6, "warmup": 2}
-    data |= {"train": "decoder", "packs_per_step": 2, "precision": "fp32", "model": {**MODEL, **(model or {})}}
+    data |= {"train": "decoder", "packs_per_step": 2, "precision": "fp32", "null_prompt": 0.0}
+    data["model"] = {**MODEL, **(model or {})}
     return recipes.build({**data, **fields, "execution": execution}, root=str(root))
 
 
@@ -167,27 +168,37 @@ def test_a_release_can_be_pinned_while_newer_ones_appear(tmp_path):
 
 @pytest.fixture(scope="module")
 def uneven(tmp_path_factory):
-    """Captions of very unequal length, pictures of two shapes, some null prompts."""
+    """Captions of very unequal length, pictures of two shapes."""
     captions = ["x" * (1 + 9 * (i % 5)) for i in range(20)]
     rows = [toy_dataset.SQUARE if i % 3 else toy_dataset.WIDE for i in range(20)]
-    return world(tmp_path_factory.mktemp("uneven"), captions, rows=rows, null_prompt=0.3, cap=200)
+    return world(tmp_path_factory.mktemp("uneven"), captions, rows=rows, cap=200)
 
 
 def test_documents_of_a_plan(uneven):
     plan, release = open_plan(str(uneven / "toys"), "main"), open_release(str(uneven / "toys"), "tokens")
-    data = PackedData(plan, release, seed=0)
-    seen = []
+    data = PackedData(plan, release, seed=0, null_prompt=0.3)
+    seen, dropped = [], []
     for pack in range(len(data)):
-        for (sample, null), document in zip(data.samples(pack), data.documents(pack), strict=True):
+        for sample, document in zip(data.samples(pack).tolist(), data.documents(pack), strict=True):
             seen.append(sample)
             picture = document[-1]
-            assert isinstance(picture, Picture) and picture.loss and len(document) == (1 if null else 2)
+            assert isinstance(picture, Picture) and picture.loss
             row = release.column("tokens", ids=np.array([sample])).to_pylist()[0]
             assert picture.targets.tolist() == np.frombuffer(row["target"], "<u2").tolist()
-            if not null:
+            if len(document) == 1:
+                dropped.append(sample)
+            else:
                 text = document[0]
                 assert isinstance(text, Text) and not text.loss and text.ids.tolist() == [ord("x")] * len(text.ids)
     assert sorted(seen) == list(range(20))
+    assert 0 < len(dropped) < 15
+    later = {
+        sample
+        for pack in range(len(data))
+        for sample, document in zip(data.samples(pack).tolist(), data.documents(pack, epoch=1), strict=True)
+        if len(document) == 1
+    }
+    assert later and later != set(dropped), "another epoch drops other captions"
 
 
 @pytest.mark.parametrize("count", [2, 6])
@@ -195,8 +206,8 @@ def test_a_step_holds_the_same_packs_for_any_number_of_workers(uneven, count):
     data = PackedData(open_plan(str(uneven / "toys"), "main"), open_release(str(uneven / "toys"), "tokens"), seed=3)
     order = [p for step in range(10 * len(data)) for p in data.packs_of(step, 1)]
     for epoch in range(4):  # every pack once per epoch, in another order each time
-        assert sorted(order[epoch * len(data) : (epoch + 1) * len(data)]) == list(range(len(data)))
-    assert order[: len(data)] != order[len(data) : 2 * len(data)]
+        assert sorted(order[epoch * len(data) : (epoch + 1) * len(data)]) == [(epoch, p) for p in range(len(data))]
+    assert [p for _, p in order[: len(data)]] != [p for _, p in order[len(data) : 2 * len(data)]]
     for step in range(5):
         whole = data.packs_of(step, count)
         assert whole == order[step * count : (step + 1) * count]
@@ -209,7 +220,7 @@ def _one_step(rank: int, count: int, root: str, port: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if count > 1:
         dist.init_process_group("gloo", rank=rank, world_size=count)
-    wanted = recipe(Path(root), output=f"workers{count}", steps=3, lr=2e-3, warmup=0)
+    wanted = recipe(Path(root), output=f"workers{count}", steps=3, lr=2e-3, warmup=0, null_prompt=0.3)
     task = DecoderTask.open(wanted)
     shares = [(int((b.target_scale > 0).sum()), len(b.token_ids)) for r in (0, 1) for b in [task.batch(0, r, 2)]]
     assert shares[0] != shares[1], "the workers' shares of codes and text must differ for this test to say anything"

@@ -25,10 +25,9 @@ SWEEP_SAMPLES = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Samples in the order in which they are packed, one entry per sample in every array (int64, `null` bool)."""
+    """Samples in the order in which they are packed, one entry per sample in every array (int64)."""
 
     ids: np.ndarray
-    null: np.ndarray
     tokens: np.ndarray
     pairs: np.ndarray
     cost: np.ndarray
@@ -48,7 +47,8 @@ def lpt(samples: Samples, cap: int, budget: int, window: int) -> list[list[int]]
             positions = np.asarray(waiting)
             need = int(samples.cost[positions].sum()) / budget, int(samples.tokens[positions].sum()) / cap
             count = -int(-max(need) // 1) if last else int(max(need))
-            full, left = _fill(samples, positions, max(count, int(last)), cap, budget)
+            count = min(max(count, int(last)), len(positions))
+            full, left = _fill(samples, positions, count, cap, budget)
             packs += full
             waiting = left
             if not last:

@@ -33,7 +33,7 @@ from nextloom.store.dataset import Dataset
 from nextloom.store.files import read_files, write_file
 from nextloom.store.release import Release
 from nextloom.tokenize.documents import cost, picture_blocks
-from nextloom.tokenize.lpt import Samples, hash64, lpt, sweep, uniform
+from nextloom.tokenize.lpt import Samples, hash64, lpt, sweep
 from nextloom.tokenize.schedule import FINAL_GRIDS, schedule
 
 LENGTHS = ("id", "text_tokens", "schedule", "scales")
@@ -42,13 +42,12 @@ PACKS = pa.schema(
         ("id", pa.int64()),
         ("pack_id", pa.int64()),
         ("samples", pa.list_(pa.int64())),
-        ("null", pa.list_(pa.bool_())),
         ("tokens", pa.int64()),
         ("pairs", pa.int64()),
         ("cost", pa.int64()),
     ]
 )
-"""`null` marks the samples of a pack whose caption is dropped; `id` repeats `pack_id` for the store."""
+"""`id` repeats `pack_id` for the store."""
 REJECTED = pa.schema([("id", pa.int64()), ("reason", pa.string())])
 FILE_PACKS = 65_536
 
@@ -80,10 +79,8 @@ class PackSamples(Pack):
     """How cost is counted."""
     window: int = Field(20_000, gt=0)
     """Samples that are balanced together."""
-    null_prompt: float = Field(0.1, ge=0, le=1)
-    """Share of samples without their caption, so that guidance has a null prompt to learn from."""
     seed: int = 0
-    """Of the order and of the dropped captions."""
+    """Of the order."""
 
     def fingerprint(self, lengths: str) -> str:
         """Identity of the plan that this op makes of lengths with digest `lengths`."""
@@ -101,7 +98,7 @@ def pack_lengths(op: PackSamples, lengths: pa.Table) -> tuple[pa.Table, pa.Table
     """Pack samples.
 
     Args:
-        op: cap, budget, cost, window, share of null prompts, seed.
+        op: cap, budget, cost, window, seed.
         lengths: table(id, text_tokens, schedule, scales), unique ids in any order.
 
     Returns:
@@ -121,7 +118,6 @@ def pack_lengths(op: PackSamples, lengths: pa.Table) -> tuple[pa.Table, pa.Table
         numbers,
         numbers,
         pa.ListArray.from_arrays(offsets, pa.array(samples.ids[flat])),
-        pa.ListArray.from_arrays(offsets, pa.array(samples.null[flat])),
         *(np.add.reduceat(a[flat], starts) if members else flat for a in (samples.tokens, samples.pairs, samples.cost)),
     ]
     return pa.Table.from_arrays([pa.array(c) for c in columns], schema=PACKS), rejected, budget
@@ -131,8 +127,6 @@ def _samples(op: PackSamples, lengths: pa.Table) -> tuple[Samples, pa.Table]:
     ids, text, row, scales = (lengths[name].to_numpy().astype(np.int64) for name in LENGTHS)
     if len(np.unique(ids)) != len(ids):
         raise ValueError("an id occurs twice in the lengths")
-    null = uniform(ids, "null", op.seed) < op.null_prompt
-    text = np.where(null, 0, text)
     tokens, pairs = np.zeros_like(ids), np.zeros_like(ids)
     for number, count in set(zip(row.tolist(), scales.tolist(), strict=True)):
         mine = (row == number) & (scales == count)
@@ -145,7 +139,7 @@ def _samples(op: PackSamples, lengths: pa.Table) -> tuple[Samples, pa.Table]:
     order = order[fits[order]]
     reasons = [f"{n} tokens, the cap is {op.token_cap}" for n in tokens[~fits].tolist()]
     rejected = pa.table({"id": ids[~fits], "reason": pa.array(reasons, pa.string())}, schema=REJECTED)
-    return Samples(*(array[order] for array in (ids, null, tokens, pairs, price))), rejected
+    return Samples(*(array[order] for array in (ids, tokens, pairs, price))), rejected
 
 
 def lengths_digest(lengths: pa.Table) -> str:

@@ -22,7 +22,7 @@ from nextloom.store.files import File, read_files
 from nextloom.store.release import Release, open_release
 from nextloom.tokenize.documents import Document, Picture, Segment, Text
 from nextloom.tokenize.image_tokens import ImageTokens
-from nextloom.tokenize.lpt import hash64
+from nextloom.tokenize.lpt import hash64, uniform
 from nextloom.tokenize.packing import PackPlan, PackSamples, lengths_digest, open_plan, read_lengths
 from nextloom.tokenize.schedule import FINAL_GRIDS, schedule
 from nextloom.tokenize.text_tokens import ID_DTYPE
@@ -66,15 +66,16 @@ class PackedData:
     Args:
         plan: which samples share a pack.
         release: where their tokens are.
-        seed: of the order after the first epoch.
+        seed: of the order after the first epoch, and of the dropped captions.
+        null_prompt: share of samples whose caption is dropped, by a hash of id, seed and epoch. A plan counts every
+            caption, so a pack never grows by it.
     """
 
-    def __init__(self, plan: PackPlan, release: Release, seed: int) -> None:
-        self.plan, self.release, self.seed = plan, release, seed
+    def __init__(self, plan: PackPlan, release: Release, seed: int, null_prompt: float = 0.0) -> None:
+        self.plan, self.release, self.seed, self.null_prompt = plan, release, seed, null_prompt
         packs = plan.packs()
         self._offsets = np.cumsum([0, *packs["samples"].combine_chunks().value_lengths().to_pylist()])
         self._samples = packs["samples"].combine_chunks().flatten().to_numpy()
-        self._null = packs["null"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         self._pictures = TokenColumn(release, plan.receipt["images"], ["schedule", "scales", "target", "input"])
         text = plan.receipt["text"]
         self._text = None if text is None else TokenColumn(release, text, ["ids"])
@@ -84,8 +85,8 @@ class PackedData:
         """Number of packs."""
         return len(self._offsets) - 1
 
-    def packs_of(self, step: int, count: int, rank: int = 0, world: int = 1) -> list[int]:
-        """pack_ids that this rank takes in `step`, out of `count` over all ranks.
+    def packs_of(self, step: int, count: int, rank: int = 0, world: int = 1) -> list[tuple[int, int]]:
+        """(epoch, pack_id) of the packs that this rank takes in `step`, out of `count` over all ranks.
 
         Args:
             count: a multiple of `world`.
@@ -94,16 +95,17 @@ class PackedData:
         share = count // world
         first = step * count + rank * share
         places = [divmod(g, len(self)) for g in range(first, first + share)]
-        return [int(self._order(epoch)[place]) for epoch, place in places]
+        return [(epoch, int(self._order(epoch)[place])) for epoch, place in places]
 
-    def samples(self, pack: int) -> list[tuple[int, bool]]:
-        """(sample id, whether its caption is dropped) of one pack."""
-        part = slice(self._offsets[pack], self._offsets[pack + 1])
-        return list(zip(self._samples[part].tolist(), self._null[part].tolist(), strict=True))
+    def samples(self, pack: int) -> np.ndarray:
+        """Sample ids of one pack, int64."""
+        return self._samples[self._offsets[pack] : self._offsets[pack + 1]]
 
-    def documents(self, pack: int) -> list[Document]:
-        """The training documents of one pack."""
-        return [self.document(sample, null) for sample, null in self.samples(pack)]
+    def documents(self, pack: int, epoch: int = 0) -> list[Document]:
+        """The training documents of one pack in one epoch."""
+        samples = self.samples(pack)
+        null = uniform(samples, "null", self.seed, epoch) < self.null_prompt
+        return [self.document(int(sample), bool(drop)) for sample, drop in zip(samples, null, strict=True)]
 
     def document(self, sample: int, null: bool = False, caption_of: int | None = None) -> Document:
         """Caption without loss, then the picture; the caption of sample `caption_of` when that is given."""

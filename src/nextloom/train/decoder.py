@@ -68,7 +68,7 @@ class DecoderTask:
             "text": columns[text] if text else None,
         }
         codebook = Tokenizer.load(recipe.tokenizer).codebook()
-        return cls(recipe, PackedData(plan, release, recipe.seed), codebook, about, device)
+        return cls(recipe, PackedData(plan, release, recipe.seed, recipe.null_prompt), codebook, about, device)
 
     def build(self) -> nn.Module:
         """A fresh decoder whose weights follow from the seed and the codebook."""
@@ -81,7 +81,7 @@ class DecoderTask:
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
         """This worker's packs of step `step`: a pure function of its arguments."""
         packs = self.data.packs_of(step, self.recipe.packs_per_step, rank, world)
-        return self.layout([document for pack in packs for document in self.data.documents(pack)])
+        return self.layout([document for epoch, pack in packs for document in self.data.documents(pack, epoch)])
 
     def layout(self, documents: Sequence[Document]) -> Batch:
         """Documents as one sequence on the device."""
@@ -111,7 +111,7 @@ class DecoderTask:
             loss: weighted as in training; loss_shuffled: the same with every caption given to another sample, by a
             hashed cyclic order; scale_k: unweighted, with right captions. Without captions the second is absent.
         """
-        chosen = [s for pack in range(len(self.data)) for s, _ in self.data.samples(pack)][:EVALUATED]
+        chosen = [int(s) for pack in range(len(self.data)) for s in self.data.samples(pack)][:EVALUATED]
         order = np.asarray(chosen)[np.argsort(hash64(np.asarray(chosen), "shuffle", self.recipe.seed))]
         other = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
         right = self._mean(model, [self.data.document(s) for s in chosen])

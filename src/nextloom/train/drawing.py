@@ -21,7 +21,7 @@ from nextloom import pixels
 from nextloom.config import Model, RootPath, load_yaml, override, validate
 from nextloom.errors import UserError
 from nextloom.io import Folder, digest_path, fetch
-from nextloom.op import digest
+from nextloom.op import Row, digest
 from nextloom.store.release import Release, open_release
 from nextloom.tokenize.schedule import FINAL_GRIDS, schedule
 from nextloom.tokenize.text_tokens import ID_DTYPE, TextTokens
@@ -170,7 +170,8 @@ def _encode(recipe: DrawRecipe, release: Release) -> list[list[int]]:
     config = {k: v for k, v in release.columns[recipe.text]["config"].items() if k in TextTokens.model_fields}
     op = TextTokens(**config)
     op.setup()
-    return [op.encode(prompt) for prompt in recipe.prompts]
+    values = [op.measure(Row(id=k, key="", source={op.column: prompt})) for k, prompt in enumerate(recipe.prompts)]
+    return [np.frombuffer(value["ids"], ID_DTYPE).tolist() for value in values]
 
 
 def _pictures(

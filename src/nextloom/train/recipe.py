@@ -106,6 +106,8 @@ class DecoderRecipe(Training):
     """Packs per step over all workers; a multiple of their number."""
     model: ModelConfig
     """The decoder."""
+    null_prompt: float = Field(0.1, ge=0, le=1)
+    """Share of samples without their caption, drawn anew in each epoch, so that guidance has a null prompt to learn."""
     alpha: float = Field(0.9, ge=0)
     """Exponent of the scale weights in the loss; 0 weighs every code the same."""
 
