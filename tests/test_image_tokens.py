@@ -1,6 +1,7 @@
 """The image_tokens step: columns, identity, golden output, the tokenizer's digest, and what planning imports."""
 
 import hashlib
+import shutil
 import subprocess
 import sys
 
@@ -10,30 +11,23 @@ import torch
 from pydantic import ValidationError
 
 from nextloom import pixels
+from nextloom.errors import UserError
 from nextloom.op import Row
+from nextloom.pipelines.plan import op_identity
 from nextloom.tokenize.image_tokens import ImageTokens
 from nextloom.tokenize.schedule import FINAL_GRIDS, schedule
 from nextloom.tokenize.tokenizer import Tokenizer
-from nextloom.tokenize.tokenizer_config import CnnConfig, TokenizerConfig, digest, unpack_indices
+from nextloom.tokenize.tokenizer_config import digest, unpack_indices
 from nextloom.train.tokenizer import TokenizerConfigRecipe, TokenizerTask
+from toy_tokenizers import SMALL, random_tokenizer
 
-CNN = CnnConfig(channels=16, multipliers=(1,), blocks=1, z_channels=16, unshuffle=8, groups=4)
-CONFIG = TokenizerConfig(
-    codes=64,
-    semantic_dim=4,
-    pixel_dim=4,
-    pixel_encoder=CNN,
-    pixel_decoder=CNN,
-    semantic_encoder=CNN,
-    semantic_width=16,
-)
+CONFIG = SMALL.model_copy(update={"pixel_dim": 4})
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer")
-    torch.manual_seed(0)
-    Tokenizer(CONFIG).save(path)
+    random_tokenizer(0, CONFIG).save(path)
     return str(path)
 
 
@@ -95,6 +89,23 @@ def test_extraction_leaves_the_tokenizer_as_it_was(folder):
     before = digest(folder)
     ready(folder).process([row(i) for i in range(3)])
     assert digest(folder) == before
+
+
+def test_the_identity_is_the_tokenizers_two_files(folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "README.md").write_text("trained on Sunday")
+    op = ImageTokens(tokenizer=str(copy), scales=4)
+    assert op_identity(op, "steps.tokens")["tokenizer"] == digest(folder) == op.digest_weights("tokenizer")
+    assert len(digest(folder)) == 16
+    for name in ("config.json", "model.safetensors"):
+        content = (copy / name).read_bytes()
+        (copy / name).write_bytes(content + b" ")
+        assert digest(copy) != digest(folder)
+        (copy / name).unlink()
+        with pytest.raises(UserError, match=r"^steps\.tokens\.tokenizer: no weights at .*copy\n  next: nextloom train"):
+            op_identity(op, "steps.tokens")
+        (copy / name).write_bytes(content)
 
 
 def test_training_and_extraction_see_bitwise_the_same_picture(folder):

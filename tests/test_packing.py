@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import toy_dataset
 from nextloom.errors import UserError
+from nextloom.hashing import hash64, uniform
 from nextloom.store.dataset import Dataset
 from nextloom.store.files import read_files
 from nextloom.tokenize.documents import cost, picture_blocks
@@ -160,14 +161,36 @@ def test_packing_imports_neither_ray_nor_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def splitmix(number: int, *names: object) -> int:
-    """SplitMix64 in Python integers, seeded by blake2b of the stream's name."""
+def splitmix_from(base: int, number: int) -> int:
+    """SplitMix64 in Python integers: the output of that number, from 0, of the generator seeded with `base`."""
     mask = 2**64 - 1
-    base = int.from_bytes(hashlib.blake2b("\0".join(map(str, names)).encode(), digest_size=8).digest(), "little")
     x = (base + (number + 1) * 0x9E3779B97F4A7C15) & mask
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
         x = ((x ^ (x >> shift)) * factor) & mask
     return x
+
+
+def splitmix(number: int, *names: object) -> int:
+    """Seeded by blake2b of the stream's name."""
+    name = "\0".join(map(str, names)).encode()
+    return splitmix_from(int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little"), number)
+
+
+def test_hashes_are_splitmix64():
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert [splitmix_from(1234567, number) for number in range(3)] == published
+    numbers = [0, 1, 2, 10**12, 2**63 - 1]
+    assert hash64(np.array(numbers), "name", 3).tolist() == [splitmix(number, "name", 3) for number in numbers]
+    assert hash64(np.array([[5], [6]]), "name", 4).tolist() == [[splitmix(5, "name", 4)], [splitmix(6, "name", 4)]]
+    assert uniform(np.arange(9), "k").tolist() == [(splitmix(number, "k") >> 11) / 2**53 for number in range(9)]
+
+
+def test_draws_look_uniform():
+    drawn = uniform(np.arange(20_000), "a key", 3)
+    assert abs(drawn.mean() - 0.5) < 0.01
+    assert abs(np.histogram(drawn, 10, (0, 1))[0] / 2000 - 1).max() < 0.1
+    for other in (drawn[1:], uniform(np.arange(19_999), "a key", 4), uniform(np.arange(19_999), "b key", 3)):
+        assert abs(np.corrcoef(drawn[:-1], other)[0, 1]) < 0.02
 
 
 def test_golden_plan_equals_a_naive_restatement():

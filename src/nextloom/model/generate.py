@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nextloom.hashing import hash64
 from nextloom.model.attention import attend, sdpa, visible
 from nextloom.model.layout import Group, cells, check_grids, lay_out
 from nextloom.model.rope import rope
@@ -229,14 +230,5 @@ def uniforms(keys: Sequence[int], seed: int, scale: int, count: int) -> np.ndarr
 
     22 bits, in the middle of their cells: the largest, times any fp32 number, stays below that number.
     """
-    state = _mix(_mix(np.array([key % 2**64 for key in keys], np.uint64)) + np.uint64(seed % 2**64))
-    state = _mix(_mix(state + np.uint64(scale))[:, None] + np.arange(count, dtype=np.uint64))
-    return (((state >> np.uint64(42)).astype(np.float64) + 0.5) / 2**22).astype(np.float32)
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """One step of SplitMix64 (Steele, Lea, Flood 2014)."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    bits = np.stack([hash64(np.arange(count), "draw", key, seed, scale) for key in keys]) >> np.uint64(42)
+    return ((bits.astype(np.float64) + 0.5) / 2**22).astype(np.float32)

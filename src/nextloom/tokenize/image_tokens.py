@@ -18,7 +18,7 @@ from nextloom import pixels
 from nextloom.config import RootPath
 from nextloom.op import Annotate, Row
 from nextloom.tokenize.schedule import FINAL_GRIDS, LEVELS, STEPS, bucket, schedule, tokens
-from nextloom.tokenize.tokenizer_config import pack_indices
+from nextloom.tokenize.tokenizer_config import digest, pack_indices
 
 
 class ImageTokens(Annotate):
@@ -66,6 +66,10 @@ class ImageTokens(Annotate):
     def identity(self) -> dict[str, Any]:
         """As in `Op`, with `level` written as its number of scales."""
         return {**super().identity(), "scales": self.count, "level": None}
+
+    def digest_weights(self, field: str) -> str:
+        """Digest of the tokenizer's two files; FileNotFoundError when one is not there."""
+        return digest(getattr(self, field))
 
     def version(self) -> str:
         """`code_version`, with that of decoding and of resizing."""

@@ -5,8 +5,7 @@
     2. budget      `sweep` tries some and takes the one whose packs are the most equal
 
 Equal cost for every pack is possible when the budget is no less than the costliest sample and not much more than
-the cap's worth of tokens. Costs are integers, so that ties and sums are the same on every machine; draws are
-hashes, never a stream of random numbers.
+the cap's worth of tokens. Costs are integers, so that ties and sums are the same on every machine.
 
 In pure Python with heapq; samples/s are in `packing`. Best-fit packs 0.03 % tighter but sorts samples by kind: some
 packs are all text, some have none.
@@ -14,11 +13,12 @@ packs are all text, some have none.
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 from dataclasses import dataclass
 
 import numpy as np
+
+from nextloom.hashing import hash64, uniform  # noqa: F401
 
 SWEEP_SAMPLES = 20_000
 
@@ -101,18 +101,3 @@ def sweep(samples: Samples, cap: int, per_token: int) -> int:
         return round(sum(costs) / len(costs) / max(costs), 3), budget
 
     return max(candidates, key=merit)
-
-
-def hash64(counter: np.ndarray, *names: str | int) -> np.ndarray:
-    """uint64 hash of each number in the stream called `names`: SplitMix64 over a base from blake2b."""
-    base = hashlib.blake2b("\0".join(map(str, names)).encode(), digest_size=8).digest()
-    with np.errstate(over="ignore"):
-        x = np.frombuffer(base, "<u8")[0] + (counter.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def uniform(counter: np.ndarray, *names: str | int) -> np.ndarray:
-    """float64 in [0, 1) from `hash64`."""
-    return (hash64(counter, *names) >> np.uint64(11)).astype(np.float64) * 2.0**-53

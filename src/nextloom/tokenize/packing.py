@@ -28,12 +28,13 @@ from pydantic import Field
 
 from nextloom.config import Model
 from nextloom.errors import UserError
+from nextloom.hashing import hash64
 from nextloom.op import Pack, digest
 from nextloom.store.dataset import Dataset
 from nextloom.store.files import read_files, write_file
 from nextloom.store.release import Release
 from nextloom.tokenize.documents import cost, picture_blocks
-from nextloom.tokenize.lpt import Samples, hash64, lpt, sweep
+from nextloom.tokenize.lpt import Samples, lpt, sweep
 from nextloom.tokenize.schedule import FINAL_GRIDS, schedule
 
 LENGTHS = ("id", "text_tokens", "schedule", "scales")

@@ -23,7 +23,6 @@ Shapes: B pictures, D = semantic + pixel dimensions, (H, W) final grid, N = sum 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nextloom import hashing
 from nextloom.tokenize.documents import Grid
 
 CHUNK = 1 << 22
@@ -141,9 +141,8 @@ class Quantizer(nn.Module):
             ranked = self._ranked(table)
             pairs = []
             for i, picture in enumerate(z):
-                base = stream(keys[i], correction.seed) if correction and keys else 0
                 alone = picture.detach().float().clone(memory_format=torch.contiguous_format)[None]
-                pairs.append(self._encode_one(alone, grids, (table, ranked), correction, base))
+                pairs.append(self._encode_one(alone, grids, (table, ranked), correction, keys[i] if keys else ""))
         return torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs])
 
     def features(self, indices: Tensor, grids: Sequence[Grid], size: Grid | None = None) -> Tensor:
@@ -167,7 +166,7 @@ class Quantizer(nn.Module):
         grids: Sequence[Grid],
         tables: tuple[Tensor, Tensor],
         correction: Correction | None,
-        base: int,
+        key: str,
     ) -> tuple[Tensor, Tensor]:
         table, ranked = tables
         inputs, targets = [], []
@@ -175,7 +174,7 @@ class Quantizer(nn.Module):
             u = _rows(self._normalise(F.adaptive_avg_pool2d(rest, grid)))
             target = chosen = nearest(u, ranked)
             if correction is not None:
-                chosen = _draw(u, ranked, correction, base, scale)
+                chosen = _draw(u, ranked, correction, key, scale)
             rest = rest - _up(_picture(F.embedding(chosen, table), 1, grid), grids[-1])
             inputs.append(chosen)
             targets.append(target)
@@ -211,38 +210,31 @@ def best(u: Tensor, ranked: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
 
 
-def _draw(u: Tensor, ranked: Tensor, correction: Correction, base: int, scale: int) -> Tensor:
+def _draw(u: Tensor, ranked: Tensor, correction: Correction, key: str, scale: int) -> Tensor:
     scores, index = best(u, ranked, correction.top_k)
     nearer = 2 * (scores - scores[:, :1]).double().cpu().numpy()  # a distance is 2 + 2w - 2 * score
     cumulated = np.exp(nearer / correction.tau).cumsum(axis=1)
     counter = (np.uint64(scale) << np.uint64(33)) + 2 * np.arange(len(u), dtype=np.uint64)
-    threshold = uniform(base, counter + np.uint64(1))[:, None] * cumulated[:, -1:]
+    threshold = hashing.uniform(counter + np.uint64(1), key, correction.seed)[:, None] * cumulated[:, -1:]
     picked = np.minimum((cumulated <= threshold).sum(axis=1), index.shape[1] - 1)
     drawn = index.gather(1, torch.from_numpy(picked)[:, None].to(index.device))[:, 0]
-    corrected = torch.from_numpy(uniform(base, counter) < correction.p).to(index.device)
+    corrected = torch.from_numpy(hashing.uniform(counter, key, correction.seed) < correction.p).to(index.device)
     return torch.where(corrected, drawn, index[:, 0])
 
 
-def drop_scales(grids: Sequence[Grid], ratio: float, base: int) -> list[Grid]:
-    """`grids` without floor(ratio * (K - 1)) of the scales after the first, chosen by the hash stream `base`."""
-    order = np.argsort(uniform(base, np.arange(1, len(grids), dtype=np.uint64)), kind="stable") + 1
+def drop_scales(grids: Sequence[Grid], ratio: float, names: Sequence[str | int]) -> list[Grid]:
+    """`grids` without floor(ratio * (K - 1)) of the scales after the first, chosen by the hash stream `names`."""
+    order = np.argsort(hashing.hash64(np.arange(1, len(grids)), *names), kind="stable") + 1
     dropped = set(order[: int(ratio * (len(grids) - 1))].tolist())
     return [grid for k, grid in enumerate(grids) if k not in dropped]
 
 
-def stream(*names: str | int) -> int:
-    """A 64-bit number from names: the base of a stream of hashed draws."""
-    text = "\0".join(map(str, names))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+def stream(*names: str | int) -> tuple[str | int, ...]:
+    return names
 
 
-def uniform(base: int, counter: np.ndarray) -> np.ndarray:
-    """float64 in [0, 1) for each counter (uint64): the counter-th output of SplitMix64 started at `base`."""
-    with np.errstate(over="ignore"):
-        x = np.uint64(base) + (counter + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+def uniform(names: tuple[str | int, ...], counter: np.ndarray) -> np.ndarray:
+    return hashing.uniform(counter, *names)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from nextloom.config import Model
 from nextloom.errors import UserError
+from nextloom.io import digest_path
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -134,17 +135,15 @@ def read_config(folder: str | Path) -> TokenizerConfig:
 
 
 def digest(folder: str | Path) -> str:
-    """Identity of a tokenizer: sha256 (hex) over its two files, names and lengths included."""
-    total = hashlib.sha256()
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        path = Path(folder) / name
-        if not path.is_file():
-            raise UserError(f"no {name} in this tokenizer's folder", where=str(folder), next="nextloom train RECIPE")
-        total.update(f"{name} {path.stat().st_size}\n".encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                total.update(block)
-    return total.hexdigest()
+    """Identity of a tokenizer: sha256 (16 hex digits) over the names and contents of its two files.
+
+    Whatever else lies in the folder does not count: a README makes no token stale.
+
+    Raises:
+        FileNotFoundError: one of the files is not there.
+    """
+    lines = [f"{name}\0{digest_path(str(Path(folder) / name))}\n" for name in (CONFIG_FILE, WEIGHTS_FILE)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
 def pack_indices(indices: np.ndarray, codes: int) -> bytes:
