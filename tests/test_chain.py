@@ -9,9 +9,9 @@ from PIL import Image
 
 from engine import build, contents, plans, run
 from nextloom import pixels
-from nextloom.io import digest_path
 from nextloom.pipelines.release import make_release
 from nextloom.tokenize.packing import open_plan, write_plan
+from nextloom.tokenize.tokenizer_config import digest
 from nextloom.train.data import PackedData
 from toy_tokenizers import colour_tokenizer, random_tokenizer
 
@@ -46,10 +46,10 @@ def test_red_left_blue_right_from_file_to_pack_and_back(tmp_path):
         (tmp_path / "pics" / f"flag_{suffix}.txt").write_text(f"a flag as {suffix}")
     tokenizer = colour_tokenizer()
     tokenizer.save(tmp_path / "tokenizer")
-    before = digest_path(str(tmp_path / "tokenizer"))
+    before = digest(tmp_path / "tokenizer")
     recipe, dataset = build(tmp_path, STEPS, **MORE)
     assert run(recipe, dataset)["tokens"]["values"] == 3
-    assert digest_path(str(tmp_path / "tokenizer")) == before, "extraction changes no weight"
+    assert digest(tmp_path / "tokenizer") == before, "extraction changes no weight"
     with dataset.lease("test"):
         release, _ = make_release(recipe, dataset, "tokens")
         write_plan(dataset, "train", recipe.packs["train"], release)
@@ -76,7 +76,7 @@ def test_a_new_tokenizer_makes_only_its_tokens_stale(tmp_path):
         Image.effect_noise((48, 24), 20 + number).convert("RGB").save(tmp_path / "pics" / f"n{number}.png")
         (tmp_path / "pics" / f"n{number}.txt").write_text("noise")
     random_tokenizer(0).save(tmp_path / "tokenizer")
-    old = digest_path(str(tmp_path / "tokenizer"))
+    old = digest(tmp_path / "tokenizer")
     recipe, dataset = build(tmp_path, STEPS, **MORE)
     run(recipe, dataset)
     with dataset.lease("test"):
@@ -84,7 +84,7 @@ def test_a_new_tokenizer_makes_only_its_tokens_stale(tmp_path):
         assert write_plan(dataset, "train", recipe.packs["train"], first).state == "written"
     tokens = first.column("tokens")
     random_tokenizer(1).save(tmp_path / "tokenizer")
-    new = digest_path(str(tmp_path / "tokenizer"))
+    new = digest(tmp_path / "tokenizer")
     after = plans(recipe, dataset)
     assert {name: p.state for name, p in after.items()} == {
         "stats": "fresh",
