@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nextloom.errors import UserError
+from nextloom.hashing import hash64
 from nextloom.model.config import ModelConfig
 from nextloom.model.layout import lay_out
 from nextloom.model.transformer import Batch, NextFlow
 from nextloom.tokenize.documents import Document
-from nextloom.tokenize.lpt import hash64
 from nextloom.tokenize.tokenizer_config import CONFIG_FILE, WEIGHTS_FILE
 from nextloom.train.data import PackedData, open_decoder_data, tokenizer_digest
 from nextloom.train.loop import Metrics
