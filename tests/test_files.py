@@ -2,7 +2,10 @@
 
 import json
 import os
+import shutil
+from contextlib import contextmanager
 
+import pyarrow as pa
 import pytest
 
 import zoo
@@ -86,6 +89,19 @@ def test_an_unreadable_sidecar_loses_no_row(tmp_path, suffix, data, message):
     assert json.loads(item.sidecar)["error"].startswith(message)
 
 
+def test_half_of_a_surrogate_pair_is_told_and_fits_in_arrow(tmp_path):
+    for stem, suffix, text in (
+        ("a", ".json", r'{"caption": "smile \ud83d"}'),
+        ("b", ".json", r'{"caption": "\ud83d\ude00"}'),
+    ):
+        write(tmp_path / f"{stem}.jpg")
+        write(tmp_path / f"{stem}{suffix}", text)
+    half, whole = Files(path=str(tmp_path)).listing()
+    assert half.caption == r"smile \ud83d" and "half of a surrogate pair" in json.loads(half.sidecar)["error"]
+    assert whole.caption == "\U0001f600" and whole.sidecar == r'{"caption": "\ud83d\ude00"}'
+    assert pa.array([half.caption, half.sidecar]).to_pylist() == [half.caption, half.sidecar]
+
+
 def test_a_changed_picture_or_sidecar_is_a_changed_version(tmp_path):
     picture = write(tmp_path / "a.jpg")
     versions = [one(tmp_path).version]
@@ -123,6 +139,58 @@ def test_a_broken_link_is_listed_and_a_looping_folder_ends(tmp_path):
     assert (gone.key, gone.size) == ("gone.jpg", 0)
     write(tmp_path / "nowhere.jpg")
     assert one(tmp_path, "gone.jpg").version != gone.version, "a mended link is a new object"
+
+
+def test_a_link_in_a_circle_is_a_row(tmp_path):
+    (tmp_path / "a.jpg").symlink_to(tmp_path / "a.jpg")
+    assert one(tmp_path).size == 0
+
+
+def scanning(monkeypatch, change):
+    """Let `change(folder, entries)` meddle with what each `scandir` of a listing gives."""
+    scandir = os.scandir
+
+    @contextmanager
+    def changed(folder):
+        with scandir(folder) as entries:
+            yield change(folder, list(entries))
+
+    monkeypatch.setattr("nextloom.curation.files.os.scandir", changed)
+
+
+def test_what_vanishes_while_it_is_listed_is_no_row(tmp_path, monkeypatch):
+    for name in ("a.jpg", "b.jpg", "sub/c.jpg"):
+        write(tmp_path / name)
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "a.jpg")
+
+    def vanish(folder, entries):
+        for name in ("b.jpg", "link.jpg"):
+            (tmp_path / name).unlink(missing_ok=True)
+        shutil.rmtree(tmp_path / "sub", ignore_errors=True)
+        return entries
+
+    scanning(monkeypatch, vanish)
+    assert keys(tmp_path) == ["a.jpg"]
+
+
+def test_an_unreadable_folder_ends_the_listing(tmp_path, monkeypatch):
+    for name in ("a.jpg", "sub/c.jpg"):
+        write(tmp_path / name)
+
+    def refuse(folder, entries):
+        if folder.endswith("sub"):
+            raise PermissionError(13, "Permission denied")
+        return entries
+
+    scanning(monkeypatch, refuse)
+    with pytest.raises(UserError, match=r"^source\.path: cannot list .*sub: Permission denied"):
+        keys(tmp_path)
+
+
+@pytest.mark.parametrize("uri", ["http://example.org/photos", "s4://bucket"])
+def test_a_uri_that_cannot_be_listed_is_refused(uri):
+    with pytest.raises(UserError, match=r"^source\.path: cannot list "):
+        keys(uri)
 
 
 def test_a_missing_folder_says_what_to_do(tmp_path):

@@ -10,7 +10,7 @@ from nextloom.config import validate
 from nextloom.curation import near_duplicate
 from nextloom.curation.near_duplicate import NearDuplicate, representatives
 from nextloom.errors import UserError
-from nextloom.op import ERROR, error_value
+from nextloom.op import ERROR
 
 
 def brute_force(hashes: list[int], max_distance: int) -> list[int]:
@@ -66,10 +66,8 @@ def test_lots_of_pairs_do_not_change_the_groups(monkeypatch):
 
 
 def table(hashes: list[int | None], ids: list[int]) -> pa.Table:
-    errors = [error_value("phash", ValueError("no")) if h is None else None for h in hashes]
-    return pa.table(
-        {"id": pa.array(ids, pa.int64()), "hash": pa.array(hashes, pa.int64()), "error": pa.array(errors, ERROR)}
-    )
+    columns = {"id": pa.array(ids, pa.int64()), "hash": pa.array(hashes, pa.int64())}
+    return pa.table({**columns, "error": pa.nulls(len(ids), ERROR)})
 
 
 def test_columns_of_a_chain():
@@ -82,6 +80,7 @@ def test_columns_of_a_chain():
         (11, 10, True, 2),
         (12, 10, True, 4),  # linked through 11
         (20, 20, False, 0),
+        (21, None, None, None),  # a row without a hash is a row of the result
         (22, 20, True, 0),
     ]
     assert result.drop_columns("id").schema.equals(op.columns())
@@ -90,6 +89,7 @@ def test_columns_of_a_chain():
 def test_no_rows_and_one_row():
     op = NearDuplicate(reads=("phash",))
     assert op.reduce({"phash": table([], [])}).num_rows == 0
+    assert op.reduce({"phash": table([None], [3])})["group"].to_pylist() == [None]
     assert op.reduce({"phash": table([5], [3])}).to_pylist() == [{"id": 3, "group": 3, "hit": False, "distance": 0}]
 
 
@@ -108,6 +108,13 @@ def test_refusals(fields, message):
 def test_a_missing_column_is_named():
     with pytest.raises(UserError, match="did you mean 'hash'"):
         NearDuplicate(reads=("phash",), column="hsh").reduce({"phash": table([1], [1])})
+
+
+def test_a_plan_refuses_a_step_without_the_column():
+    op = NearDuplicate(reads=("stats",), column="hsh")
+    op.check({"stats": ["id", "hsh"]}, "steps.duplicate.reads")
+    with pytest.raises(UserError, match=r"^steps\.duplicate\.reads: 'stats' has no column 'hsh'; did you mean 'hash'"):
+        op.check({"stats": ["id", "hash"]}, "steps.duplicate.reads")
 
 
 @pytest.mark.parametrize(("max_distance", "count"), [(6, 100_000), (8, 40_000)])

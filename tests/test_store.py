@@ -59,7 +59,7 @@ def test_an_overtaken_writer_cannot_commit(tmp_path, monkeypatch):
     table = Table(str(tmp_path / "d" / "columns" / "s" / "f"), dataset._guard)
     with dataset.lease("slow"):
         table.commit(SCHEMA, [write_file(table.uri, rows(1))])
-        monkeypatch.setattr("nextloom.store.lease._is_dead", lambda document: True)
+        monkeypatch.setattr("nextloom.store.lease.is_dead", lambda document: True)
         with Lease(Folder(dataset.uri), "fast"), pytest.raises(LeaseLost, match="epoch 2 took over from epoch 1"):
             table.commit(SCHEMA, [write_file(table.uri, rows(2))])
     assert read_files(table.uri, table.files())["id"].to_pylist() == [1]

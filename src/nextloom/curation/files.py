@@ -7,13 +7,14 @@ A listing costs one `scandir` and one `stat` per file and opens nothing but side
 `a/cat.txt` (the caption) and `a/cat.json` (kept whole; its `caption` or `text` is the caption where there is
 no .txt). A file is never dropped for being odd: a broken link, a HEIC file or a sidecar in another encoding is
 a row, and the step that needs its pixels says what is wrong. Suffixes decide what is a picture; every other
-file is no row.
+file is no row. A folder that cannot be read ends the listing, since rows that go missing would pass for deleted.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -62,7 +63,7 @@ class Files(Source):
         """Pictures sorted by key; see `Source.listing`.
 
         Raises:
-            UserError: a folder is missing, or two folders of the list hold the same key.
+            UserError: a folder is missing or cannot be read, or two folders of the list hold the same key.
         """
         known = known or {}
         items: dict[str, Item] = {}
@@ -114,6 +115,10 @@ def _read_sidecars(txt: _File | None, jsn: _File | None) -> tuple[str | None, st
                 problems.append(f"{PurePosixPath(jsn.rel).name}: not JSON: {error}")
             else:
                 caption = caption or _caption(data)
+    plain = caption and caption.encode("utf-8", "backslashreplace").decode()
+    if jsn and plain != caption:  # JSON can spell half of a character: "\ud83d"
+        problems.append(f"{PurePosixPath(jsn.rel).name}: the caption holds half of a surrogate pair")
+        caption = plain
     if problems:
         whole = {"error": "; ".join(problems)} | ({"json": sidecar} if sidecar is not None else {})
         sidecar = json.dumps(whole, ensure_ascii=False)
@@ -145,24 +150,55 @@ def _local_files(root: str, recursive: bool) -> Iterator[_File]:
     pending: list[tuple[str, str, tuple[str, ...]]] = [(os.path.abspath(root), "", (os.path.realpath(root),))]
     while pending:
         folder, prefix, chain = pending.pop()
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    real = os.path.realpath(entry.path)
-                    if recursive and real not in chain:  # a link to a folder above would never end
-                        pending.append((entry.path, f"{prefix}{entry.name}/", (*chain, real)))
-                elif entry.is_file() or entry.is_symlink():  # no pipes: reading one would wait for ever
-                    yield _local_file(entry, prefix)
+        for entry in _entries(folder, root if not prefix else None):
+            if _is_dir(entry):
+                real = os.path.realpath(entry.path)
+                if recursive and real not in chain:  # a link to a folder above would never end
+                    pending.append((entry.path, f"{prefix}{entry.name}/", (*chain, real)))
+            elif file := _local_file(entry, prefix):
+                yield file
 
 
-def _local_file(entry: os.DirEntry[str], prefix: str) -> _File:
+def _entries(folder: str, root: str | None) -> list[os.DirEntry[str]]:
+    """What a folder holds; nothing of one that vanished since its parent was listed, unless it is the `root`."""
     try:
-        stat = entry.stat()
-        size, stamp = stat.st_size, f"{stat.st_mtime_ns}-{stat.st_size}"
-    except OSError:  # a link to nowhere: listed, so that reading it fails as a row
-        size, stamp = 0, f"broken-{entry.stat(follow_symlinks=False).st_mtime_ns}"
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except FileNotFoundError:
+        if root is not None:
+            raise _missing(root) from None
+        return []
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle, or into a folder that may not be entered
+        return False
+
+
+def _local_file(entry: os.DirEntry[str], prefix: str) -> _File | None:
+    """The file of an entry; None for a pipe or a device, and for a file that vanished since its folder was read."""
+    broken = False
+    try:
+        try:
+            info = entry.stat()
+        except OSError:
+            if not entry.is_symlink():
+                raise
+            info, broken = entry.stat(follow_symlinks=False), True
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unreadable(entry.path, error) from None
+    if broken:  # a link to nowhere: listed, so that reading it fails as a row
+        size, stamp = 0, f"broken-{info.st_mtime_ns}"
+    elif stat.S_ISREG(info.st_mode):
+        size, stamp = info.st_size, f"{info.st_mtime_ns}-{info.st_size}"
+    else:
+        return None
     return _File(_utf8(prefix + entry.name), _utf8(entry.path), size, stamp)
 
 
@@ -174,16 +210,28 @@ def _utf8(name: str) -> str:
 def _remote_files(root: str, recursive: bool) -> Iterator[_File]:
     """Files below a URI, through `pyarrow.fs`; item URIs are percent-encoded as Arrow wants them."""
     address, mark, query = root.partition("?")  # s3://bucket/photos?region=...
-    system, base = filesystem(root)
-    base = base.rstrip("/")
-    if system.get_file_info(base).type != pafs.FileType.Directory:
-        raise _missing(root)
-    for info in system.get_file_info(pafs.FileSelector(base, recursive=recursive)):
-        rel = info.path[len(base) :].lstrip("/")
+    try:
+        system, base = filesystem(root)
+        base = base.rstrip("/")
+        if system.get_file_info(base).type != pafs.FileType.Directory:
+            raise _missing(root)
+        found = system.get_file_info(pafs.FileSelector(base, recursive=recursive))
+        listed = [(info, info.path) for info in found]  # a name that is no UTF-8 raises here
+    except (OSError, ValueError) as error:
+        raise _unreadable(root, error) from None
+    for info, path in listed:
+        rel = path[len(base) :].lstrip("/")
         if info.type == pafs.FileType.Directory or any(part.startswith(".") for part in rel.split("/")):
             continue
         uri = f"{address.rstrip('/')}/{quote(rel)}{mark}{query}"
         yield _File(rel, uri, info.size or 0, f"{info.mtime_ns}-{info.size}")
+
+
+def _unreadable(path: str, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return UserError(
+        f"cannot list {_utf8(path)}: {reason}", where="source.path", next="make it readable, or choose another path"
+    )
 
 
 def _missing(root: str) -> UserError:

@@ -15,12 +15,13 @@ grow with the square of the number of *different* hashes that share a band.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field, field_validator
 
 from nextloom.errors import UserError, did_you_mean
@@ -53,8 +54,23 @@ class NearDuplicate(Reduce):
     def columns(self) -> pa.Schema:
         return pa.schema([("group", pa.int64()), ("hit", pa.bool_()), ("distance", pa.int32())])
 
+    def check(self, known: Mapping[str, Iterable[str]], where: str) -> None:
+        """Refuse a step without the hash column.
+
+        Args:
+            known: step -> names of its columns.
+            where: config path for the message.
+
+        Raises:
+            UserError: no such column, with the nearest name.
+        """
+        (step,) = self.reads
+        names = list(known[step])
+        if self.column not in names:
+            raise UserError(f"{step!r} has no column {self.column!r}; {did_you_mean(self.column, names)}", where=where)
+
     def reduce(self, columns: Mapping[str, pa.Table]) -> pa.Table:
-        """Group, hit and distance of each row that has a hash.
+        """Group, hit and distance of each row; null where the hash is.
 
         Args:
             columns: the step in `reads` -> table(id, hash, error), sorted by id.
@@ -68,21 +84,23 @@ class NearDuplicate(Reduce):
         """
         (step,) = self.reads
         table = columns[step]
-        if self.column not in table.column_names:
-            hint = did_you_mean(self.column, table.column_names)
-            raise UserError(f"{step!r} has no column {self.column!r}; {hint}", where="column")
+        self.check({step: table.column_names}, "column")
         if table.schema.field(self.column).type != pa.int64():
             raise UserError(f"{step}.{self.column} is no int64 hash", where="column")
-        table = table.filter(table[self.column].is_valid()).sort_by("id")
-        ids = table["id"].to_numpy()
-        hashes = table[self.column].to_numpy().view(np.uint64)
+        table = table.sort_by("id")
+        hashed = table.filter(table[self.column].is_valid())
+        ids = hashed["id"].to_numpy()
+        hashes = hashed[self.column].to_numpy().view(np.uint64)
         leader = representatives(hashes, self.max_distance)
-        values = {
-            "group": pa.array(ids[leader], pa.int64()),
-            "hit": pa.array(leader != np.arange(len(ids))),
-            "distance": pa.array(np.bitwise_count(hashes ^ hashes[leader]), pa.int32()),
-        }
-        return pa.table({"id": pa.array(ids, pa.int64()), **values})
+        values = pa.table(
+            {
+                "group": pa.array(ids[leader], pa.int64()),
+                "hit": pa.array(leader != np.arange(len(ids))),
+                "distance": pa.array(np.bitwise_count(hashes ^ hashes[leader]), pa.int32()),
+            }
+        )
+        place = pc.index_in(table["id"], hashed["id"])  # null where there is no hash, and `take` keeps that
+        return values.take(place).add_column(0, "id", table["id"])
 
 
 def representatives(hashes_N: np.ndarray, max_distance: int) -> np.ndarray:

@@ -76,7 +76,8 @@ class SelectWhere(Select):
             failed ones. `rules` is a JSON list of all rules that are not true; null for failed rows.
 
         Raises:
-            UserError: an unknown step or column, a rule that is no boolean, or one that a value cannot take.
+            UserError: an unknown step or column, a rule that is no boolean, or one that a value cannot take. Its
+                `where` is the field, `where`; the step's place in the recipe is for the caller to put before it.
         """
         self.check({step: table.column_names for step, table in columns.items()})
         tables = {step: columns[step] for step in self.used()}

@@ -45,7 +45,7 @@ class Lease:
 
     def __enter__(self) -> Lease:
         current = holder(self._folder)
-        if current and not current["released"] and not _is_dead(current):
+        if current and not current["released"] and not is_dead(current):
             raise LeaseHeld(
                 f"another writer holds this dataset: process {current['pid']} on {current['host']} "
                 f"({current['purpose']}), since {_clock(current['since'])}, last seen {_clock(current['beat'])}",
@@ -111,7 +111,8 @@ def _name(epoch: int) -> str:
     return f"lease/{epoch:09d}.json"
 
 
-def _is_dead(document: dict[str, Any]) -> bool:
+def is_dead(document: dict[str, Any]) -> bool:
+    """True when the holder is gone: its process on this host, or its heartbeat for `STALE_SECONDS` elsewhere."""
     if document["host"] == _host():
         return _process_start(document["pid"]) != document["started"]
     return time.time() - document["beat"] > STALE_SECONDS
