@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from contextlib import contextmanager
 
 import pyarrow as pa
@@ -164,9 +163,9 @@ def test_what_vanishes_while_it_is_listed_is_no_row(tmp_path, monkeypatch):
     (tmp_path / "link.jpg").symlink_to(tmp_path / "a.jpg")
 
     def vanish(folder, entries):
-        for name in ("b.jpg", "link.jpg"):
-            (tmp_path / name).unlink(missing_ok=True)
-        shutil.rmtree(tmp_path / "sub", ignore_errors=True)
+        for name in ("b.jpg", "link.jpg", "sub/c.jpg"):
+            (tmp_path / name).unlink()
+        (tmp_path / "sub").rmdir()
         return entries
 
     scanning(monkeypatch, vanish)
