@@ -49,11 +49,14 @@ def contents(recipe: Recipe, dataset: Dataset) -> dict[str, list[dict[str, Any]]
     from nextloom.pipelines.plan import Planner
 
     planner = Planner(recipe, dataset)
-    keys = {row["id"]: row["key"] for row in dataset.live_rows(["key"]).to_pylist()}
+    keys = {"source": {row["id"]: row["key"] for row in dataset.live_rows(["key"]).to_pylist()}}
     out = {}
     for step in planner.graph:
         planner.judge(step)
         table = planner.table(step.name)
         data: pa.Table = read_files(table.uri, table.files())
-        out[step.name] = [{**row, "key": row.get("key") or keys.get(row["id"])} for row in data.to_pylist()]
+        rows = data.to_pylist()
+        if step.kind == "expand":
+            keys[step.name] = {row["id"]: row["key"] for row in rows}
+        out[step.name] = [{**row, "key": row.get("key") or keys[step.domain].get(row["id"])} for row in rows]
     return out

@@ -87,6 +87,7 @@ def test_a_new_tokenizer_makes_only_its_tokens_stale(tmp_path):
     new = digest(tmp_path / "tokenizer")
     after = plans(recipe, dataset)
     assert {name: p.state for name, p in after.items()} == {
+        "source": "fresh",
         "stats": "fresh",
         "keep": "fresh",
         "tokens": "stale",

@@ -21,7 +21,8 @@ from nextloom.op import ERROR, MAX_CHILDREN, child_id
 from nextloom.store.dataset import ITEM, Changes, Dataset
 from nextloom.store.files import File, read_files, take_ids, windows, write_file
 from nextloom.store.lease import Lease, LeaseHeld, LeaseLost
-from nextloom.store.release import Release, describe, open_release, publish
+from nextloom.store.release import Release, open_release, publish
+from nextloom.store.rowset import describe, source_rows
 from nextloom.store.table import Table
 
 SCHEMA = pa.schema([("id", pa.int64()), ("value", pa.float64()), ("error", ERROR)])
@@ -82,18 +83,20 @@ def test_release_stays_readable_after_300_commits_and_old_log_entries(tmp_path):
     dataset = Dataset(str(tmp_path / "d"))
     with dataset.lease("test"):
         listing = pa.table({n: ["a", "b"] if n != "size" else [1, 2] for n in ITEM.names}, schema=ITEM)
-        Changes(dataset, listing).apply()
+        Changes(dataset, lambda known: listing).apply()
         table = dataset.column("score", "f1")
         table.commit(SCHEMA, [write_file(table.uri, rows(0, 1))])
         version = table.version()
         rows_table = dataset.rows
-        selection = {**describe(rows_table.uri, dataset.uri, rows_table.files()), "kind": "all", "gone": []}
-        selection["result"] = "r"
+        selection = source_rows(dataset).as_dict(dataset.uri)
+        score = describe(table.uri, dataset.uri, table.files())
         content = {
             "dataset": "d",
+            "content": "of two rows",
+            "rows_count": 2,
             "selection": selection,
             "rows": describe(rows_table.uri, dataset.uri, rows_table.files()),
-            "columns": {"score": {**describe(table.uri, dataset.uri, table.files()), "fingerprint": "f1"}},
+            "columns": {"score": {**score, "fingerprint": "f1", "failed": ""}},
         }
         made, new = publish(dataset, "r", content)
         assert new and publish(dataset, "r", content)[1] is False

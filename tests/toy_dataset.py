@@ -13,6 +13,7 @@ from nextloom.store import release as releases
 from nextloom.store.dataset import ROWS, Dataset
 from nextloom.store.files import write_file
 from nextloom.store.release import Release
+from nextloom.store.rowset import describe, source_rows
 from nextloom.tokenize.documents import Grid
 from nextloom.tokenize.schedule import FINAL_GRIDS, schedule, tokens
 
@@ -78,13 +79,15 @@ def build(
                 "version": "1",
                 "config": {"tokenizer": digest_path(tokenizer) if tokenizer and step == "tokens" else None},
                 "fingerprint": version,
-                **releases.describe(column.uri, uri, column.files()),
+                "failed": str(failed),
+                **describe(column.uri, uri, column.files()),
             }
-        described = releases.describe(dataset.rows.uri, uri, dataset.rows.files())
         content = {
             "dataset": dataset.name,
-            "selection": {**described, "kind": "all", "gone": [], "result": "all"},
-            "rows": described,
+            "content": str(captions),
+            "rows_count": len(ids),
+            "selection": source_rows(dataset).as_dict(uri),
+            "rows": describe(dataset.rows.uri, uri, dataset.rows.files()),
             "columns": columns,
         }
         return releases.publish(dataset, name, content)[0]

@@ -52,3 +52,51 @@ class NoModel(KeyLength):
 
     def setup(self) -> None:
         raise OSError("weights are corrupt")
+
+
+class Odd(KeyLength):
+    """Values that are none: NaN, no mapping, another column, a message that is no text, a text for a number."""
+
+    name: ClassVar[str] = "odd"
+
+    def columns(self) -> pa.Schema:
+        return pa.schema([("value", pa.float64())])
+
+    def measure(self, row: Row) -> dict:
+        number = int(row.key[1:4])
+        if number == 3:
+            raise ValueError("a lone surrogate: \ud83d")
+        return [{"value": float("nan")}, None, {"valeu": 1.0}, {}, {"value": "text"}, {"value": 1.0}][number]
+
+
+class WhileUp(KeyLength):
+    """Fails while the file `flag` exists."""
+
+    name: ClassVar[str] = "while_up"
+    flag: str
+
+    def measure(self, row: Row) -> dict:
+        if os.path.exists(self.flag):
+            raise ConnectionError("down")
+        return super().measure(row)
+
+
+class Doubled(KeyLength):
+    """Twice what it reads."""
+
+    name: ClassVar[str] = "doubled"
+
+    def measure(self, row: Row) -> dict:
+        return {"value": 2 * row.reads[self.reads[0]]["value"]}
+
+
+class Swapped(KeyLength):
+    """Weights that someone replaces while a worker loads them."""
+
+    name: ClassVar[str] = "swapped"
+    weights: ClassVar[dict[str, str]] = {"path": "make them"}
+    path: str
+
+    def setup(self) -> None:
+        with open(self.path, "wb") as file:
+            file.write(os.urandom(8))

@@ -62,12 +62,21 @@ class Folder:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self._store = from_url(uri) if is_uri(uri) else LocalStore(uri, mkdir=True)
+        self._opened: Any = None
+
+    def _store(self, create: bool = False) -> Any:
+        """The object store, or None where a local folder does not exist; only writing makes one."""
+        if self._opened is None and (create or is_uri(self.uri) or Path(self.uri).is_dir()):
+            self._opened = from_url(self.uri) if is_uri(self.uri) else LocalStore(self.uri, mkdir=True)
+        return self._opened
 
     def read(self, name: str) -> Any | None:
         """The document, or None when there is none."""
+        store = self._store()
+        if store is None:
+            return None
         try:
-            raw = bytes(obstore.get(self._store, name).bytes())
+            raw = bytes(obstore.get(store, name).bytes())
         except FileNotFoundError:
             return None
         try:
@@ -77,12 +86,12 @@ class Folder:
 
     def write(self, name: str, document: Any) -> None:
         """Create or replace a document."""
-        obstore.put(self._store, name, _text(document))
+        obstore.put(self._store(create=True), name, _text(document))
 
     def create(self, name: str, document: Any) -> bool:
         """Put if absent: False when a document of this name exists already."""
         try:
-            obstore.put(self._store, name, _text(document), mode="create")
+            obstore.put(self._store(create=True), name, _text(document), mode="create")
         except AlreadyExistsError:
             return False
         return True
@@ -90,13 +99,14 @@ class Folder:
     def delete(self, name: str) -> None:
         """Remove a document; one that is gone already is no error."""
         try:
-            obstore.delete(self._store, name)
+            obstore.delete(self._store(), name)
         except FileNotFoundError:
             return
 
     def names(self, prefix: str) -> list[str]:
         """Names of the documents below `prefix`, sorted."""
-        return sorted(meta["path"] for page in obstore.list(self._store, prefix) for meta in page)
+        store = self._store()
+        return sorted(meta["path"] for page in obstore.list(store, prefix) for meta in page) if store else []
 
 
 def _text(document: Any) -> bytes:

@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 
 from nextloom import pixels
 from nextloom.config import Model
@@ -32,6 +33,23 @@ from nextloom.io import digest_path
 ERROR = pa.struct([("stage", pa.string()), ("type", pa.string()), ("message", pa.string()), ("transient", pa.bool_())])
 """Arrow type of the `error` column: null where the row has a value."""
 
+CHILDREN = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("parent", pa.int64()),
+        ("ordinal", pa.int32()),
+        ("key", pa.string()),
+        ("uri", pa.string()),
+        ("version", pa.string()),
+        ("frame", pa.int32()),
+        ("children", pa.int32()),
+        ("error", ERROR),
+    ]
+)
+"""Rows of an Expand: its children, and one marker per parent (ordinal 4,095) with their number or its error."""
+
+INPUT_FAILED = "InputFailed"
+"""Type of the error of a row whose input has an error: done again when the input is."""
 CHILD_BITS = 12
 MAX_CHILDREN = 2**CHILD_BITS - 1  # the last ordinal marks the parent itself as expanded
 
@@ -63,11 +81,13 @@ class Child:
 class Execution(Model):
     """How an op runs; changing it never makes a column stale."""
 
-    num_cpus: float = 1.0
-    num_gpus: float = 0.0
-    chunk_rows: int = 256
+    num_cpus: float = Field(1.0, gt=0)
+    """CPUs per worker."""
+    num_gpus: float = Field(0.0, ge=0)
+    """GPUs per worker."""
+    chunk_rows: int = Field(256, gt=0)
     """Rows per written file and per unit of retry."""
-    max_error_rate: float = 1.0
+    max_error_rate: float = Field(1.0, ge=0, le=1)
     """Largest share of failed rows, 0..1; beyond it the step stops. Judged after 1,000 rows or at the end."""
 
 
@@ -81,6 +101,12 @@ class Op(Model):
     """Fields that name files or folders of weights -> the command that makes them. Identity is their digest."""
 
     execution: Execution = Execution()
+
+    @classmethod
+    def label(cls) -> str:
+        """The op as fingerprints know it: its name, or ``module:Class`` for an op from outside the package."""
+        own = cls.__module__.partition(".")[0] == "nextloom"
+        return cls.name if own else f"{cls.__module__}:{cls.__qualname__}"
 
     def identity(self) -> dict[str, Any]:
         """The fields that change the result, as plain data."""
@@ -106,6 +132,10 @@ class RowOp(Op):
     def columns(self) -> pa.Schema:
         """Arrow schema of the values, without `id` and `error`; no unsigned types (Delta has none)."""
         raise NotImplementedError
+
+    def table_schema(self) -> pa.Schema:
+        """Arrow schema of the step's table: id, values, error."""
+        return pa.schema([("id", pa.int64()), *self.columns(), ("error", ERROR)])
 
 
 class Annotate(RowOp):
@@ -141,12 +171,15 @@ class Expand(RowOp):
         """Children of one row in a stable order; `row.raw` is given."""
         raise NotImplementedError
 
-    def columns(self) -> pa.Schema:
-        return pa.schema([])
+    def table_schema(self) -> pa.Schema:
+        return CHILDREN
 
 
 class Reduce(RowOp):
     """Whole columns -> one column, replaced whole whenever any input differs."""
+
+    def check(self, known: Mapping[str, Iterable[str]], where: str) -> None:
+        """Raise a `UserError` when a step in `reads` lacks a column this op needs; `known`: step -> columns."""
 
     def reduce(self, columns: Mapping[str, pa.Table]) -> pa.Table:
         """`columns`: step -> table(id, values..., error) over the same rows, sorted by id.
@@ -193,7 +226,8 @@ def attempt(function: Any, row: Row) -> dict[str, Any] | Exception:
 def error_value(stage: str, error: BaseException) -> dict[str, Any]:
     """The `error` struct of a row: where it failed, why, and whether trying again could help."""
     transient = isinstance(error, (ConnectionError, TimeoutError)) or getattr(error, "transient", False)
-    return {"stage": stage, "type": type(error).__name__, "message": str(error)[:500], "transient": bool(transient)}
+    message = str(error)[:500].encode("utf-8", "backslashreplace").decode()
+    return {"stage": stage, "type": type(error).__name__, "message": message, "transient": bool(transient)}
 
 
 def canonical(data: Any) -> str:

@@ -61,18 +61,23 @@ class Ledger:
         """Commit what is waiting: from here on it exists."""
         for name, files in self._waiting.items():
             if files:
-                self._tables[name].commit(self._tasks[name].schema(), files, note="run")
+                self._tables[name].commit(self._tasks[name].op.table_schema(), files, note="run")
         self._waiting.clear()
         self._last = time.monotonic()
 
-    def judge(self, final: bool = False) -> None:
-        """Stop when more rows fail than the step allows, after 1,000 rows or at the end."""
+    def judge(self) -> None:
+        """Stop a step in which too much fails; judged once it has done enough rows."""
         for name, task in self._tasks.items():
-            result, limit = self._results[name], task.op.execution.max_error_rate
-            if result.done and (final or result.done >= JUDGE_ERRORS_AFTER) and result.errors > limit * result.done:
-                raise UserError(
-                    f"{result.errors} of {result.done} rows failed, more than max_error_rate {limit:g} allows; "
-                    "what was done is kept",
-                    where=f"steps.{name}",
-                    next="nextloom report RECIPE shows the reasons; then nextloom run RECIPE --retry-errors",
-                )
+            result = self._results[name]
+            if result.done >= JUDGE_ERRORS_AFTER:
+                judge_errors(name, result.errors, result.done, task.op.execution.max_error_rate)
+
+
+def judge_errors(step: str, errors: int, rows: int, limit: float) -> None:
+    """Raise a `UserError` when more than the share `limit` of `rows` failed."""
+    if errors > limit * rows:
+        raise UserError(
+            f"{errors} of {rows} rows failed, more than max_error_rate {limit:g} allows; what was done is kept",
+            where=f"steps.{step}",
+            next="nextloom report RECIPE shows the reasons; then nextloom run RECIPE --retry-errors",
+        )

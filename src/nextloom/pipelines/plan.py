@@ -7,6 +7,7 @@ complete is evaluated in memory, so a plan can say what a new threshold would se
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,12 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nextloom.curation.source import Source
 from nextloom.errors import UserError
-from nextloom.op import Annotate, Expand, Op, Select, digest
+from nextloom.op import CHILDREN, Annotate, Expand, Op, Select, digest
 from nextloom.pipelines.recipe import SOURCE, Graph, Recipe, Step
-from nextloom.store.dataset import ITEM, Changes, Dataset
-from nextloom.store.files import read_files, take_ids
-from nextloom.store.rowset import Guess, RowSet, files_digest, missing, source_rows
+from nextloom.store.dataset import ITEM, ROWS, Changes, Dataset
+from nextloom.store.files import take_ids
+from nextloom.store.rowset import Guess, RowSet, child_rows, files_digest, missing, source_rows
 from nextloom.store.table import Table
 
 FRESH, STALE, MISSING, BLOCKED = "fresh", "stale", "missing", "blocked"
@@ -54,30 +56,53 @@ class Planner:
     def __init__(self, recipe: Recipe, dataset: Dataset, *, retry_errors: bool = False) -> None:
         self.recipe, self.dataset, self.graph = recipe, dataset, Graph(recipe)
         self.retry_errors = retry_errors
-        self.changes = Changes(dataset, listing_table(recipe))
+        self.changes: Changes | None = Changes(dataset, lambda known: listing_table(recipe.source, known))
         self.fingerprints: dict[str, str] = {}
         self.identities: dict[str, dict[str, Any]] = {}
         self.results: dict[str, str | None] = {}
         """step -> digest of its result; None while it is not known."""
         self.rowsets: dict[str, RowSet | Guess | None] = {}
-        self._tables: dict[str, Table] = {}
         self.refresh_source()
 
     def refresh_source(self) -> None:
         """The source's rows as they are, or as the listing says they will be."""
-        rows = source_rows(self.dataset)
         if self.changes:
-            known = np.concatenate([rows.ids(*w) for w in rows.windows()] or [np.empty(0, np.int64)])
-            known = np.setdiff1d(known, self.changes.gone, assume_unique=True)
-            self.rowsets[SOURCE], self.results[SOURCE] = Guess(known, self.changes.new.num_rows), None
+            self.rowsets[SOURCE] = Guess(self.changes.kept, self.changes.new.num_rows)
+            self.results[SOURCE] = None
         else:
+            rows = source_rows(self.dataset)
             self.rowsets[SOURCE], self.results[SOURCE] = rows, rows.digest
 
-    def sync(self) -> None:
-        """Write the listing's changes to the rows table."""
+    def source(self) -> StepPlan:
+        """What the listing would change in the rows."""
+        rows = self.rowsets[SOURCE]
+        assert rows is not None
+        plan = StepPlan(SOURCE, self.recipe.source.name, SOURCE, FRESH, wanted=rows.count())
+        if self.changes:
+            plan.state, plan.cause, plan.todo = STALE, self.changes.describe(), self.changes.new.num_rows
+            plan.state = STALE if len(self.changes.kept) or len(self.changes.gone) else MISSING
+        return plan
+
+    def sync(self) -> str:
+        """Write the listing's changes to the rows table; returns what changed, such as ``+200 -1``.
+
+        Raises:
+            UserError: nothing is listed where rows are known, which is more often a missing mount than a wish.
+        """
+        if not self.changes:
+            return ""
+        buried = len(self.changes.gone)
+        if buried and not self.changes.new.num_rows and not len(self.changes.kept) and not self.recipe.run.allow_empty:
+            raise UserError(
+                f"the source lists nothing, but {buried:,} rows are known",
+                where="source",
+                next="mount it or mend its path; to bury all rows: --set run.allow_empty=true",
+            )
+        told = self.changes.describe()
         self.changes.apply()
-        self.changes = Changes(self.dataset, listing_table(self.recipe))
+        self.changes = None
         self.refresh_source()
+        return told
 
     def table(self, step: str) -> Table:
         """The column of `step` at its present fingerprint."""
@@ -87,14 +112,13 @@ class Planner:
         """State of one step; the steps it needs must have been judged before."""
         plan = StepPlan(step.name, step.op.name, step.kind, FRESH)
         try:
-            self._identify(step)
+            self.identify(step)
         except UserError as error:
             plan.state, plan.cause, plan.todo = BLOCKED, str(error).replace("\n  next:", ";"), None
             self._forget(step)
             return plan
         plan.fingerprint = self.fingerprints[step.name]
         rows = self.rowsets[step.rows]
-        plan.wanted = None if rows is None else rows.count()
         receipt = self.dataset.receipt(step.name)
         if isinstance(step.op, Annotate | Expand):
             self._judge_rows(step, plan, rows, receipt)
@@ -119,16 +143,28 @@ class Planner:
     def columns(self, step: Step) -> dict[str, pa.Table]:
         """The tables that a Reduce or Select reads, on exactly the rows it is wanted on, sorted by id."""
         rows = self.wanted(step)
-        ids = np.concatenate([rows.ids(*window) for window in rows.windows()] or [np.empty(0, np.int64)])
-        out = {name: _take(self.table(name), ids) for name in step.reads}
+        ids = rows.all_ids()
+        out = {name: _take(self.table(name), self.graph[name].op.table_schema(), ids) for name in step.reads}
         if isinstance(step.op, Select):
-            if step.domain == SOURCE:
-                out[SOURCE] = _take(self.dataset.rows, ids)
-            else:
-                out[SOURCE] = _take(self.table(step.domain), ids).drop_columns(["error"])
+            out[SOURCE] = self.domain_rows(step, ids)
         return out
 
-    def _identify(self, step: Step) -> None:
+    def domain_rows(self, step: Step, ids: np.ndarray) -> pa.Table:
+        """The rows that `step` is about: of the source, or children of an Expand."""
+        if step.domain == SOURCE:
+            return _take(self.dataset.rows, ROWS, ids)
+        return _take(self.table(step.domain), CHILDREN, ids).drop_columns(["error"])
+
+    def decide(self, step: Step) -> pa.Table:
+        """Verdicts of a Select on the rows it is wanted on; a `UserError` names the step."""
+        assert isinstance(step.op, Select)
+        try:
+            return step.op.decide(self.columns(step))
+        except UserError as error:
+            raise UserError(error.what, where=f"steps.{step.name}.where", next=error.next) from None
+
+    def identify(self, step: Step) -> None:
+        """Work out fingerprint and identity of a step; a `UserError` when weights are absent or an input has none."""
         identity = op_identity(step.op, f"steps.{step.name}")
         reads = {name: self.fingerprints[name] for name in step.reads if name in self.fingerprints}
         if len(reads) < len(step.reads):
@@ -137,7 +173,7 @@ class Planner:
         self.identities[step.name] = identity
         self.fingerprints[step.name] = digest(
             {
-                "op": step.op.name,
+                "op": step.op.label(),
                 "version": step.op.version(),
                 "config": identity,
                 "reads": reads if isinstance(step.op, Select) else list(reads.values()),
@@ -154,9 +190,11 @@ class Planner:
         expand = isinstance(step.op, Expand)
         same = receipt if receipt and receipt["fingerprint"] == plan.fingerprint else None
         retry = bool(self.retry_errors and same and same["errors"])
-        if not retry and isinstance(rows, RowSet) and self.matches(step, receipt, rows.digest):
-            self._know(step, table)
+        if receipt and not retry and isinstance(rows, RowSet) and self.matches(step, receipt, rows.digest):
+            plan.wanted = receipt["counts"]["rows"]
+            self._know(step, table, rows)
             return
+        plan.wanted = None if rows is None else rows.count()
         if rows is None:
             plan.state, plan.todo, plan.after = STALE if receipt else MISSING, None, step.rows
         else:
@@ -166,40 +204,42 @@ class Planner:
         if plan.state == STALE:
             plan.cause = self._cause(step, receipt) or ("RETRY ERRORS" if retry else "NEW ROWS")
         if plan.state == FRESH and isinstance(rows, RowSet):
-            self._know(step, table)
+            self._know(step, table, rows)
         else:
             self.results[step.name] = None
             self.rowsets[step.name] = None
 
     def matches(self, step: Step, receipt: dict | None, inputs: str | None) -> bool:
         """True when `receipt` is about this fingerprint, these inputs, and the files that the table has now."""
-        if receipt is None or (receipt["fingerprint"], receipt["inputs"]) != (self.fingerprints[step.name], inputs):
+        if receipt is None or inputs is None or receipt["inputs"] != inputs:
+            return False
+        if receipt["fingerprint"] != self.fingerprints[step.name]:
             return False
         return receipt["files"] == files_digest(self.table(step.name).files())
 
-    def _know(self, step: Step, table: Table) -> None:
-        files = table.files()
-        self.results[step.name] = files_digest(files)
+    def _know(self, step: Step, table: Table, rows: RowSet) -> None:
+        self.results[step.name] = files_digest(table.files())
         if isinstance(step.op, Expand):
-            self.rowsets[step.name] = RowSet(table.uri, tuple(files), files_digest(files), "children")
+            self.rowsets[step.name] = child_rows(table, rows)
 
     def _judge_whole(self, step: Step, plan: StepPlan, rows: RowSet | Guess | None, receipt: dict | None) -> None:
         inputs = self.inputs(step)
         if receipt and self.matches(step, receipt, inputs):
+            plan.wanted = receipt["counts"]["rows"]
             self.results[step.name] = receipt["result"]
             if isinstance(step.op, Select):
                 files = self.table(step.name).files()
                 self.rowsets[step.name] = RowSet(self.table(step.name).uri, tuple(files), receipt["kept"], "kept")
             return
         plan.state = STALE if receipt else MISSING
-        plan.todo = plan.wanted
+        plan.wanted = plan.todo = None if rows is None else rows.count()
         if plan.todo is None:
             plan.after = step.rows
         if receipt:
             plan.cause = self._cause(step, receipt) or "INPUT"
         self.results[step.name] = self.rowsets[step.name] = None
         if isinstance(step.op, Select) and inputs is not None:
-            verdicts = step.op.decide(self.columns(step))
+            verdicts = self.decide(step)
             kept = verdicts.filter(pc.equal(verdicts["verdict"], "kept"))["id"].to_numpy()
             self.rowsets[step.name] = Guess(kept)
 
@@ -207,8 +247,8 @@ class Planner:
         """CODE, CONFIG or INPUT with what changed; "" when the fingerprint is the same."""
         if receipt is None or receipt["fingerprint"] == self.fingerprints[step.name]:
             return ""
-        if receipt["op"] != step.op.name:
-            return f"CONFIG op {receipt['op']} -> {step.op.name}"
+        if receipt["op"] != step.op.label():
+            return f"CONFIG op {receipt['op']} -> {step.op.label()}"
         if receipt["version"] != step.op.version():
             return f"CODE {receipt['version']} -> {step.op.version()}"
         old, new = receipt["config"], self.identities[step.name]
@@ -219,14 +259,14 @@ class Planner:
 
 
 def plan(recipe: Recipe, dataset: Dataset, *, to: str | None = None, retry_errors: bool = False) -> list[StepPlan]:
-    """State of every step (up to `to`), in order. Writes nothing."""
+    """State of the source and of every step (up to `to`), in order. Writes nothing."""
     planner = Planner(recipe, dataset, retry_errors=retry_errors)
-    return [planner.judge(step) for step in planner.graph.upto(to)]
+    return [planner.source(), *(planner.judge(step) for step in planner.graph.upto(to))]
 
 
-def listing_table(recipe: Recipe) -> pa.Table:
-    """What the source lists now, schema `ITEM`."""
-    items = recipe.source.listing()
+def listing_table(source: Source, known: Mapping[str, str]) -> pa.Table:
+    """What the source lists now, schema `ITEM`; sidecars of what is `known` (key -> version) are not read again."""
+    items = source.listing(known)
     columns = {name: [getattr(item, name) for item in items] for name in ITEM.names}
     return pa.table(columns, schema=ITEM)
 
@@ -245,11 +285,12 @@ def op_identity(op: Op, where: str) -> dict[str, Any]:
     return identity
 
 
-def _take(table: Table, ids: np.ndarray) -> pa.Table:
-    files = table.files()
+def _take(table: Table, schema: pa.Schema, ids: np.ndarray) -> pa.Table:
+    """Rows of `ids`, without binary columns: no rule or reducer looks into token bytes."""
+    names = [field.name for field in schema if not pa.types.is_binary(field.type)]
     if not len(ids):
-        return read_files(table.uri, files[:1]).slice(0, 0)
-    return take_ids(table.uri, files, ids)
+        return schema.empty_table().select(names)
+    return take_ids(table.uri, table.files(), ids, names)
 
 
 def _short(value: object) -> str:

@@ -8,6 +8,7 @@ what dies until single rows, and steps, are left. Exceptions never get here, sin
 from __future__ import annotations
 
 import logging
+import uuid
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,8 @@ from nextloom.store.files import write_file
 log = logging.getLogger(__name__)
 RESTARTS = 8
 DEATHS = 2
-_workers: dict[bytes, Worker] = {}
+MOST_BURIED = 50
+_workers: dict[str, Worker] = {}
 
 
 class Crew:
@@ -33,6 +35,20 @@ class Crew:
         self._cpus = max(t.op.execution.num_cpus for t in tasks)
         self._gpus = sum(t.op.execution.num_gpus for t in tasks)
         self._size = workers or max(1, int(cpus // self._cpus))
+        self._check_resources()
+
+    def _check_resources(self) -> None:
+        """Refuse what the cluster can never give, instead of waiting for it."""
+        import ray
+
+        have = ray.cluster_resources()
+        for name, resource, wanted in (("num_cpus", "CPU", self._cpus), ("num_gpus", "GPU", self._gpus)):
+            if wanted > have.get(resource, 0):
+                raise UserError(
+                    f"{wanted:g} {resource}s per worker are asked for, the cluster has {have.get(resource, 0):g}",
+                    where=f"steps.{self._tasks[0].step}.execution.{name}",
+                    next=f"--set steps.{self._tasks[0].step}.execution.{name}=..., or --address of a larger cluster",
+                )
 
     def run(self, chunks: Sequence[pa.Table]) -> Iterator[dict[str, Any]]:
         """Records as they come; rows of a worker that died are silently missing."""
@@ -77,14 +93,16 @@ class Crew:
         import ray
         from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
-        shared = ray.put((list(self._tasks), self._rows))
+        shared, key = ray.put((list(self._tasks), self._rows)), uuid.uuid4().hex
         remote = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_retries=0)(run_chunk)
+        self._probe(remote, key, shared, chunks[0].slice(0, 0))
         queue = deque((chunk, 0) for chunk in chunks)
+        buried = 0
         running: dict[Any, tuple[pa.Table, int]] = {}
         while queue or running:
             while queue and len(running) < self._size:
                 chunk, deaths = queue.popleft()
-                running[remote.remote(shared, chunk)] = (chunk, deaths)
+                running[remote.remote(key, shared, chunk)] = (chunk, deaths)
             (done,), _ = ray.wait(list(running), num_returns=1)
             chunk, deaths = running.pop(done)
             try:
@@ -97,11 +115,38 @@ class Crew:
                     queue.append((chunk, deaths + 1))
                 else:
                     yield self._bury(chunk, f"killed its worker {DEATHS} times ({type(error).__name__})", dead_rows)
+                    buried += 1
+                    if buried == MOST_BURIED:
+                        raise UserError(
+                            f"{buried} rows in a row of runs killed their worker; that is the op, not the rows",
+                            where="steps",
+                            next="mend the op, then nextloom run RECIPE --retry-errors",
+                        ) from None
                 continue
             except RayTaskError as error:
                 cause = error.cause
                 raise cause if isinstance(cause, UserError) else error from None
             yield from records
+
+    def _probe(self, remote: Any, key: str, shared: Any, nothing: pa.Table) -> None:
+        """Load the models once without a row: a process that dies here would die for every row."""
+        import ray
+        from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
+
+        for attempt in range(DEATHS):
+            try:
+                ray.get(remote.remote(key, shared, nothing))
+                return
+            except (WorkerCrashedError, OutOfMemoryError, NodeDiedError) as error:
+                if attempt + 1 == DEATHS:
+                    names = ", ".join(task.step for task in self._tasks)
+                    raise UserError(
+                        f"the process dies while the ops are set up ({type(error).__name__})",
+                        where=f"steps.{names}",
+                        next="try less memory per worker: --set run.workers=1",
+                    ) from None
+            except RayTaskError as error:
+                raise error.cause if isinstance(error.cause, UserError) else error from None
 
     def _bury(
         self, chunk: pa.Table, message: str, dead_rows: Callable[[Task, Sequence[int], str], pa.Table]
@@ -112,11 +157,8 @@ class Crew:
         return {"step": task.step, **file.as_dict(), "done": 1, "seconds": 0.0}
 
 
-def run_chunk(shared: tuple[list[Task], Source], chunk: pa.Table) -> pa.Table:
-    """One chunk in a task; the process keeps its `Worker` (and the weights in it) for the next."""
-    import cloudpickle
-
-    key = cloudpickle.dumps(shared)
+def run_chunk(key: str, shared: tuple[list[Task], Source], chunk: pa.Table) -> pa.Table:
+    """One chunk in a task; the process keeps its `Worker` (and the weights in it) for the next of this `key`."""
     if key not in _workers:
         _workers.clear()
         _workers[key] = Worker(*shared)

@@ -40,6 +40,10 @@ class Progress:
         if self._bars:
             self._tasks[step] = self._bars.add_task(step, completed=done, total=wanted, note="")
 
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        self._console.print(f"  {text}")
+
     def advance(self, step: str, rows: int, errors: int) -> None:
         """`rows` more are settled, `errors` of them as error rows."""
         if self._bars:

@@ -17,7 +17,7 @@ from pydantic import Field, InstanceOf, model_validator
 from nextloom.config import Model, load_yaml, override, validate
 from nextloom.curation.source import Source
 from nextloom.errors import UserError, did_you_mean
-from nextloom.op import Annotate, Expand, Pack, Reduce, RowOp, Select
+from nextloom.op import CHILDREN, Annotate, Expand, Pack, Reduce, RowOp, Select
 from nextloom.pipelines.registry import find_op, find_source
 from nextloom.store.dataset import ROWS
 
@@ -34,6 +34,8 @@ class RunOptions(Model):
     """A commit at least every so many files."""
     workers: int | None = Field(None, gt=0)
     """Worker processes; default: as many as the cluster has CPUs."""
+    allow_empty: bool = False
+    """Bury every row when the source lists nothing; else such a listing is refused."""
 
 
 class ReleaseSpec(Model):
@@ -63,7 +65,7 @@ class Recipe(Model):
     def build(cls, data: dict[str, Any], *, root: str | None = None) -> Recipe:
         """A recipe from plain data; errors carry the config path."""
         data = dict(data)
-        common = data.pop("execution", {})
+        common = _mapping(data.pop("execution", {}), "execution")
         if "source" in data:
             kind = dict(_mapping(data["source"], "source"))
             data["source"] = validate(find_source(kind.pop("op", None), "source.op"), kind, where="source", root=root)
@@ -183,9 +185,16 @@ class Graph:
         for other in step.reads:
             self._check_covers(other, step)
         if isinstance(op, Select):
-            known = {other: ["id", *self.steps[other].op.columns().names] for other in step.reads}
-            op.check({SOURCE: ROWS.names, **known}, f"steps.{name}.where")
+            rows_schema = ROWS if step.domain == SOURCE else CHILDREN
+            op.check({SOURCE: rows_schema.names, **self._columns_of(step)}, f"steps.{name}.where")
+        if isinstance(op, Reduce):
+            op.check(self._columns_of(step), f"steps.{name}.reads")
+        if isinstance(op, Expand) and step.domain != SOURCE and self.steps[step.domain].domain != SOURCE:
+            raise UserError("children of children of children have no room in an id", where=f"steps.{name}.rows")
         return step
+
+    def _columns_of(self, step: Step) -> dict[str, list[str]]:
+        return {other: ["id", *self.steps[other].op.columns().names] for other in step.reads}
 
     def _domain_of(self, rows: str, where: str) -> str:
         if rows == SOURCE:
@@ -201,6 +210,12 @@ class Graph:
         """`other` must exist for every row that `step` is wanted on: same domain, same rows or a wider set."""
         read = self.steps[other]
         where = f"steps.{step.name}"
+        if isinstance(read.op, Expand):
+            raise UserError(
+                f"reads {other!r}, which makes rows and has no values",
+                where=where,
+                next=f"set steps.{step.name}.rows to {other} to run on its children",
+            )
         if read.domain != step.domain:
             raise UserError(
                 f"reads {other!r}, which is about rows of {read.domain!r}, not {step.domain!r}", where=where

@@ -24,12 +24,20 @@ OPS = (
 
 
 def load(path: str, where: str) -> type:
-    """The class at ``module:Class``."""
+    """The class at ``module:Class``.
+
+    Raises:
+        UserError: there is none, or its module raises while it is imported.
+    """
     module, _, name = path.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"cannot import {path!r}: {error}", where=where) from None
+    except Exception as error:
+        raise UserError(
+            f"cannot import {path!r}: {type(error).__name__}: {error}",
+            where=where,
+            next=f'python -c "import {module}" shows where' if module else 'write "module:Class"',
+        ) from None
 
 
 @lru_cache
@@ -48,6 +56,14 @@ def find(name: object, paths: tuple[str, ...], base: type, where: str) -> type:
         raise UserError(f"unknown op {name!r}; {did_you_mean(name, known(paths))}", where=where)
     if not (isinstance(cls, type) and issubclass(cls, base)):
         raise UserError(f"{name!r} is no {base.__name__}: packs stand under packs:, all else under steps:", where=where)
+    needed = {"name": str} | ({"code_version": int} if issubclass(base, Op) else {})
+    for field, kind in needed.items():
+        if not isinstance(getattr(cls, field, None), kind):
+            raise UserError(
+                f"class {cls.__module__}:{cls.__qualname__} has no `{field}`",
+                where=where,
+                next=f"write in the class: {field}: ClassVar[{kind.__name__}] = ...",
+            )
     return cls
 
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
+
 from nextloom.errors import UserError, did_you_mean
+from nextloom.op import digest
 from nextloom.pipelines.plan import FRESH, Planner
 from nextloom.pipelines.recipe import SOURCE, Recipe
 from nextloom.store.dataset import Dataset
-from nextloom.store.release import Release, describe, publish
-from nextloom.store.rowset import RowSet
+from nextloom.store.files import read_files, take_ids
+from nextloom.store.release import Release, publish
+from nextloom.store.rowset import RowSet, describe
+from nextloom.store.table import Table
 
 
 def make_release(recipe: Recipe, dataset: Dataset, name: str) -> tuple[Release, bool]:
@@ -27,8 +33,7 @@ def make_release(recipe: Recipe, dataset: Dataset, name: str) -> tuple[Release, 
     planner = Planner(recipe, dataset)
     hint = f"nextloom run RECIPE --to {name}"
     if planner.changes:
-        new, gone = planner.changes.new.num_rows, len(planner.changes.gone)
-        raise UserError(f"the source changed: {new} new rows, {gone} gone", where=f"releases.{name}", next=hint)
+        raise UserError(f"the source changed: {planner.changes.describe()} rows", where=f"releases.{name}", next=hint)
     for step in planner.graph.upto(name):
         state = planner.judge(step)
         if state.state != FRESH:
@@ -39,15 +44,14 @@ def make_release(recipe: Recipe, dataset: Dataset, name: str) -> tuple[Release, 
     if spec.rows in planner.graph.steps and planner.graph[spec.rows].kind == "expand":
         domain = spec.rows
     table = dataset.rows if domain == SOURCE else planner.table(domain)
+    ids = rows.all_ids()
+    if not len(ids):
+        raise UserError("it would have no rows", where=f"releases.{name}", next="nextloom report RECIPE says why")
     content: dict[str, Any] = {
         "dataset": recipe.dataset,
-        "selection": {
-            **describe(rows.uri, dataset.uri, rows.files),
-            "kind": rows.kind,
-            "gone": rows.gone.tolist(),
-            "step": spec.rows,
-            "result": rows.digest,
-        },
+        "content": _rows_digest(table, ids),
+        "rows_count": len(ids),
+        "selection": {**rows.as_dict(dataset.uri), "step": spec.rows},
         "rows": describe(table.uri, dataset.uri, table.files()),
         "columns": {
             step: {
@@ -56,8 +60,26 @@ def make_release(recipe: Recipe, dataset: Dataset, name: str) -> tuple[Release, 
                 "version": recipe.steps[step].version(),
                 "config": planner.identities[step],
                 "fingerprint": planner.fingerprints[step],
+                "failed": _failed_digest(planner.table(step), ids),
             }
             for step in spec.columns
         },
     }
     return publish(dataset, name, content)
+
+
+def _rows_digest(table: Table, ids: np.ndarray) -> str:
+    """Identity of the rows: their ids, keys and versions, so that a rebuilt dataset of other files is another."""
+    rows = take_ids(table.uri, table.files(), ids, ["key", "version"])
+    return digest([rows[name].to_pylist() for name in ("id", "key", "version")])
+
+
+def _failed_digest(table: Table, ids: np.ndarray) -> str:
+    """Identity of the failed ids within the release."""
+    files = [f for f in table.files() if f.errors]
+    if not files:
+        return ""
+    data = read_files(table.uri, files, ["id", "error"])
+    failed = data.filter(pc.is_valid(data["error"]))["id"].to_numpy()
+    failed = failed[np.isin(failed, ids)]
+    return digest(failed.tolist()) if len(failed) else ""

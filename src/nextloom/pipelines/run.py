@@ -21,9 +21,9 @@ import pyarrow.compute as pc
 
 from nextloom.cluster.connect import connect
 from nextloom.errors import UserError
-from nextloom.op import ERROR, MAX_CHILDREN, Annotate, Expand, Reduce, Select, child_id, digest
-from nextloom.pipelines.ledger import Ledger, StepResult
-from nextloom.pipelines.plan import BLOCKED, FRESH, Planner, StepPlan
+from nextloom.op import ERROR, INPUT_FAILED, MAX_CHILDREN, Annotate, Expand, Reduce, Select, child_id, digest
+from nextloom.pipelines.ledger import Ledger, StepResult, judge_errors
+from nextloom.pipelines.plan import FRESH, Planner, StepPlan
 from nextloom.pipelines.pool import Crew
 from nextloom.pipelines.progress import Progress
 from nextloom.pipelines.recipe import SOURCE, Recipe, Step
@@ -61,29 +61,26 @@ class Run:
         Raises:
             UserError: a step is blocked, its model cannot load, or more rows fail than `max_error_rate` allows.
         """
-        self.planner.sync()
+        for step in self.steps:
+            self.planner.identify(step)
+        changed = self.planner.sync()
+        if changed:
+            self.progress.say(f"source: {changed} rows")
         if self.retry_errors:
-            for step in self.steps:
-                self._drop_errors(step)
+            self._drop_errors()
         left = {step.name: step for step in self.steps}
         while left:
             ready = [s for s in left.values() if not ({s.rows, s.domain, *s.reads} & left.keys())]
             together = [s for s in ready if isinstance(s.op, Annotate | Expand)]
             domain = together[0].domain if together else None
             batch = [s for s in together if s.domain == domain] or ready[:1]
-            plans = {s.name: self._judge(s) for s in batch}
+            plans = {s.name: self.planner.judge(s) for s in batch}
             self._pass([(s, plans[s.name]) for s in batch if isinstance(s.op, Annotate | Expand)])
             for step in batch:
                 if isinstance(step.op, Select | Reduce):
                     self._whole(step, plans[step.name])
                 del left[step.name]
         return list(self.results.values())
-
-    def _judge(self, step: Step) -> StepPlan:
-        plan = self.planner.judge(step)
-        if plan.state == BLOCKED:
-            raise UserError(plan.cause, where=f"steps.{step.name}")
-        return plan
 
     # ---- Annotate and Expand: passes over rows
 
@@ -100,27 +97,29 @@ class Run:
             tables = {step.name: self.planner.table(step.name) for step in stale}
             ledger = Ledger(tasks, tables, self.results, self.recipe.run)
             crew = Crew(tasks, self._rows_of(stale[0]), connect(self.address), self.recipe.run.workers)
-            for record in crew.run(chunks):
-                self._book(ledger, record)
-            ledger.flush()
+            self._collect(crew.run(chunks), ledger)
             lost = list(self._chunks(stale, max(1, chunk_rows // 2)))
             if lost:
                 log.warning("%d rows were lost with a worker; running them again apart", sum(map(len, lost)))
-            for record in crew.run_apart(lost, dead_rows):
-                self._book(ledger, record)
-            ledger.flush()
-            ledger.judge(final=True)
+                self._collect(crew.run_apart(lost, dead_rows), ledger)
         for step, plan in steps:
             self._finish_rows(step, plan)
 
-    def _book(self, ledger: Ledger, record: dict[str, Any]) -> None:
-        ledger.take(record)
-        self.progress.advance(record["step"], record["done"], record["errors"])
+    def _collect(self, records: Iterator[dict[str, Any]], ledger: Ledger) -> None:
+        """Book records as they come; what has come is committed whatever ends the loop, Ctrl-C included."""
+        try:
+            for record in records:
+                ledger.take(record)
+                self.progress.advance(record["step"], record["done"], record["errors"])
+        finally:
+            ledger.flush()
 
     def _task(self, step: Step) -> Task:
         reads = {n: Source(t.uri, tuple(t.files())) for n in step.reads for t in [self.planner.table(n)]}
         assert isinstance(step.op, Annotate | Expand)
-        return Task(step.name, step.op, self.planner.table(step.name).uri, reads)
+        weights = {name: self.planner.identities[step.name][name] for name in step.op.weights}
+        weights = {name: planned for name, planned in weights.items() if planned is not None}
+        return Task(step.name, step.op, self.planner.table(step.name).uri, reads, weights)
 
     def _rows_of(self, step: Step) -> Source:
         table = self.dataset.rows if step.domain == SOURCE else self.planner.table(step.domain)
@@ -144,14 +143,24 @@ class Run:
         result, rows = self.results[step.name], self.planner.wanted(step)
         after = self.planner.judge(step)
         if after.state != FRESH:
-            raise AssertionError(f"{step.name}: {after.todo} rows of {after.wanted} have neither value nor error")
+            raise UserError(
+                f"{after.todo} rows of {after.wanted} have neither value nor error: {after.cause or after.state}",
+                where=f"steps.{step.name}",
+                next="run again: only those rows are done",
+            )
         receipt = self.dataset.receipt(step.name)
         if plan.todo or not receipt or not self.planner.matches(step, receipt, rows.digest):
+            table = self.planner.table(step.name)
+            if not table.exists():  # no row was wanted: an empty table, so that its schema is known
+                table.commit(step.op.table_schema(), [])
+                self.planner.judge(step)
             counts = self._count(step)
+            judge_errors(step.name, counts["errors"], counts["rows"], step.op.execution.max_error_rate)
             extra = {"cpu_seconds_per_row": result.cpu_seconds / result.done} if result.done else {}
             self._receipt(step, rows.digest, self.planner.results[step.name], counts, receipt, **extra)
         else:
             counts = receipt["counts"]
+            judge_errors(step.name, counts["errors"], counts["rows"], step.op.execution.max_error_rate)
         result.counts = counts
         self.progress.finish(step.name, counts)
 
@@ -174,18 +183,29 @@ class Run:
         counts = {"rows": wanted, "values": wanted - errors, "errors": errors}
         return {**counts, "children": children} if isinstance(step.op, Expand) else counts
 
-    def _drop_errors(self, step: Step) -> None:
-        """Take the error rows of a column away, so that they are missing and will be done again."""
-        self.planner.judge(step)
-        if not isinstance(step.op, Annotate | Expand) or step.name not in self.planner.fingerprints:
-            return
-        table = self.planner.table(step.name)
-        bad = [f for f in table.files() if f.errors]
-        if not bad:
-            return
-        kept = [read_files(table.uri, [f]).filter(pc.field("error").is_null()) for f in bad]
-        schema = self._task(step).schema()
-        table.commit(schema, [write_file(table.uri, t) for t in kept if t.num_rows], bad, note="retry errors")
+    def _drop_errors(self) -> None:
+        """Take error rows away, so that they are missing and will be done again.
+
+        Of the steps of this run all errors; of the steps that read a column, anywhere in the recipe, those rows that
+        failed with their input, since it may have a value now.
+        """
+        mine = {step.name for step in self.steps}
+        for step in self.planner.graph:
+            if not isinstance(step.op, Annotate | Expand) or not (step.name in mine or step.reads):
+                continue
+            try:
+                self.planner.identify(step)
+            except UserError:
+                continue  # blocked, and not of this run
+            table = self.planner.table(step.name)
+            bad = [f for f in table.files() if f.errors]
+            keep = pc.field("error").is_null()
+            if step.name not in mine:
+                keep = keep | (pc.field("error", "type") != INPUT_FAILED)
+            kept = [read_files(table.uri, [f]).filter(keep) for f in bad]
+            if sum(f.rows for f in bad) > sum(t.num_rows for t in kept):
+                files = [write_file(table.uri, t) for t in kept if t.num_rows]
+                table.commit(step.op.table_schema(), files, bad, note="retry errors")
 
     # ---- Select and Reduce: whole columns
 
@@ -196,12 +216,12 @@ class Run:
         if plan.state != FRESH:
             start = time.process_time()
             inputs, table = self.planner.inputs(step), self.planner.table(step.name)
-            columns = self.planner.columns(step)
             if isinstance(step.op, Select):
-                data = _with_errors(step.op.decide(columns), None)
+                data = _with_errors(self.planner.decide(step), None)
+                data = data.set_column(data.num_columns - 1, pa.field("error", ERROR), _failures(data))
             else:
-                data = self._reduce(step, columns)
-            schema = pa.schema([("id", pa.int64()), *step.op.columns(), ("error", ERROR)])
+                data = self._reduce(step, self.planner.columns(step))
+            schema = step.op.table_schema()
             data = data.select(schema.names).cast(schema)
             wanted = plan.wanted or 0
             if data.num_rows != wanted:
@@ -231,7 +251,12 @@ class Run:
         )
         good = pc.invert(pc.is_in(first["id"], bad["id"])) if bad.num_rows else pa.array([True] * first.num_rows)
         clean = {name: table.filter(good) for name, table in columns.items()}
-        values = ray.get(ray.remote(max_retries=2)(_reduce_task).remote(step.op, clean))
+        try:
+            values = ray.get(ray.remote(max_retries=2)(_reduce_task).remote(step.op, clean))
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            what = cause.what if isinstance(cause, UserError) else f"{type(cause).__name__}: {cause}"
+            raise UserError(what, where=f"steps.{step.name}") from error
         if not values["id"].equals(next(iter(clean.values()))["id"]):
             raise AssertionError(f"{step.op.name} must return one row per id, in order")
         firsts = np.unique(bad["id"].to_numpy(), return_index=True)[1]
@@ -246,7 +271,7 @@ class Run:
             step.name,
             {
                 "step": step.name,
-                "op": step.op.name,
+                "op": step.op.label(),
                 "kind": step.kind,
                 "version": step.op.version(),
                 "config": self.planner.identities[step.name],
@@ -273,6 +298,20 @@ def _reduce_task(op: Reduce, columns: dict[str, pa.Table]) -> pa.Table:
 def _with_errors(data: pa.Table, errors: pa.ChunkedArray | None) -> pa.Table:
     column = pa.nulls(data.num_rows, ERROR) if errors is None else errors
     return data.append_column(pa.field("error", ERROR), column)
+
+
+def _failures(verdicts: pa.Table) -> pa.Array:
+    """Errors of a Select's failed rows, so that what reads its verdict fails too instead of rejecting them."""
+    rows = zip(verdicts["verdict"].to_pylist(), verdicts["reason"].to_pylist(), strict=True)
+    return pa.array(
+        [
+            {"stage": "select", "type": INPUT_FAILED, "message": reason, "transient": False}
+            if verdict == "failed"
+            else None
+            for verdict, reason in rows
+        ],
+        ERROR,
+    )
 
 
 def _whole_counts(step: Step, data: pa.Table) -> dict[str, int]:

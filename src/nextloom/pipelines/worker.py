@@ -6,6 +6,7 @@ cannot be fetched, decoded or measured becomes a row with an `error`; nothing a 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,23 +17,10 @@ import numpy as np
 import pyarrow as pa
 
 from nextloom import pixels
+from nextloom.errors import UserError
 from nextloom.io import fetch
-from nextloom.op import ERROR, MAX_CHILDREN, Annotate, Expand, Row, batched, child_id, error_value
+from nextloom.op import INPUT_FAILED, MAX_CHILDREN, Annotate, Expand, Row, batched, child_id, error_value
 from nextloom.store.files import File, take_ids, write_file
-
-CHILDREN = pa.schema(
-    [
-        ("id", pa.int64()),
-        ("parent", pa.int64()),
-        ("ordinal", pa.int32()),
-        ("key", pa.string()),
-        ("uri", pa.string()),
-        ("frame", pa.int32()),
-        ("children", pa.int32()),
-        ("error", ERROR),
-    ]
-)
-"""Rows of an Expand: its children, and one marker per parent (ordinal 4,095) with their number or its error."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +39,29 @@ class Task:
     op: Annotate | Expand
     table_uri: str
     reads: Mapping[str, Source] = field(default_factory=dict)
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """Field -> digest of the weights that the fingerprint was made with."""
 
-    def schema(self) -> pa.Schema:
-        """Arrow schema of the step's files."""
-        if isinstance(self.op, Expand):
-            return CHILDREN
-        return pa.schema([("id", pa.int64()), *self.op.columns(), ("error", ERROR)])
+    def setup(self) -> None:
+        """Load the op's weights.
+
+        Raises:
+            UserError: they cannot be loaded, or are no longer those that the plan saw.
+        """
+        where = f"steps.{self.step}"
+        try:
+            self.op.setup()
+            for name, planned in self.weights.items():
+                if self.op.digest_weights(name) != planned:
+                    raise UserError(
+                        "these weights changed after the run had begun; nothing was stored with the new ones",
+                        where=f"{where}.{name}",
+                        next="run again",
+                    )
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"cannot set up {self.op.name}: {type(error).__name__}: {error}", where=where) from error
 
 
 class RowError(Exception):
@@ -72,13 +77,16 @@ class Worker:
 
     def __init__(self, tasks: Sequence[Task], rows: Source) -> None:
         self._tasks, self._rows = tasks, rows
+        self._names = {t.step: set(t.op.columns().names) for t in tasks if isinstance(t.op, Annotate)}
         for task in tasks:
-            task.op.setup()
+            task.setup()
         self._batch = max((t.op.batch for t in tasks if isinstance(t.op, Annotate)), default=1)
 
     def __call__(self, chunk: pa.Table) -> pa.Table:
         """`chunk`: id, and per step a bool column that says whether it wants the row. Returns file records."""
         ids = chunk["id"].to_numpy()
+        if not len(ids):
+            return RECORD.empty_table()
         wanted = {t.step: set(ids[chunk[t.step].to_numpy()].tolist()) for t in self._tasks}
         values: dict[str, list[dict[str, Any]]] = defaultdict(list)
         seconds: dict[str, float] = defaultdict(float)
@@ -142,7 +150,7 @@ class Worker:
             return [value for row in rows for value in _expand(task, row, out.get(row.id))]
         for batch in batched(good, task.op.batch):
             out.update(zip([r.id for r in batch], _process(task.op, batch), strict=True))
-        return [_value(task, row.id, out[row.id]) for row in rows]
+        return [_value(task, self._names[task.step], row.id, out[row.id]) for row in rows]
 
 
 RECORD = pa.schema(
@@ -174,7 +182,7 @@ def _input_error(task: Task, row: Row, load: RowError | None) -> RowError | None
     for name, values in row.reads.items():
         if values is None or values.get("error"):
             why = values["error"]["message"] if values else "no value"
-            return RowError({"stage": name, "type": "InputFailed", "message": why, "transient": False})
+            return RowError({"stage": name, "type": INPUT_FAILED, "message": why, "transient": False})
     return None
 
 
@@ -189,12 +197,26 @@ def _process(op: Annotate, batch: list[Row]) -> Sequence[dict[str, Any] | Except
         return [error] if len(batch) == 1 else [_process(op, [row])[0] for row in batch]
 
 
-def _value(task: Task, row_id: int, result: dict[str, Any] | Exception) -> dict[str, Any]:
+def _value(task: Task, names: set[str], row_id: int, result: dict[str, Any] | Exception) -> dict[str, Any]:
     if isinstance(result, RowError):
         return {"id": row_id, "error": result.value}
     if isinstance(result, Exception):
         return {"id": row_id, "error": error_value(task.step, result)}
+    problem = _problem(result, names)
+    if problem:
+        return {"id": row_id, "error": error_value(task.step, problem)}
     return {**result, "id": row_id, "error": None}
+
+
+def _problem(result: Any, names: set[str]) -> Exception | None:
+    """What is wrong with the values of one row: other columns than the op announced, or a number that is none."""
+    if not isinstance(result, Mapping) or result.keys() != names:
+        got = sorted(result) if isinstance(result, Mapping) else type(result).__name__
+        return TypeError(f"the op announces {sorted(names)} and returned {got}")
+    for name, value in result.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            return ArithmeticError(f"{name} is {value}")
+    return None
 
 
 def _expand(task: Task, row: Row, failed: dict[str, Any] | Exception | None) -> list[dict[str, Any]]:
@@ -203,7 +225,8 @@ def _expand(task: Task, row: Row, failed: dict[str, Any] | Exception | None) -> 
     error = failed.value if isinstance(failed, RowError) else None
     if error is None:
         try:
-            for ordinal, child in enumerate(task.op.expand(row)):  # type: ignore[union-attr]
+            assert isinstance(task.op, Expand)
+            for ordinal, child in enumerate(task.op.expand(row)):
                 if ordinal >= MAX_CHILDREN:
                     raise OverflowError(f"more than {MAX_CHILDREN} children")
                 children.append(
@@ -211,30 +234,32 @@ def _expand(task: Task, row: Row, failed: dict[str, Any] | Exception | None) -> 
                         "id": child_id(row.id, ordinal),
                         "parent": row.id,
                         "ordinal": ordinal,
-                        "key": child.key,
+                        "key": str(child.key),
                         "uri": row.source["uri"],
-                        "frame": child.frame,
+                        "version": row.source["version"],
+                        "frame": int(child.frame),
                     }
                 )
         except Exception as problem:
             error, children = error_value(task.step, problem), []
     marker = {"id": child_id(row.id, MAX_CHILDREN), "parent": row.id, "ordinal": MAX_CHILDREN, "key": row.key}
-    return [*children, {**marker, "uri": row.source["uri"], "children": len(children), "error": error}]
+    place = {"uri": row.source["uri"], "version": row.source["version"]}
+    return [*children, {**marker, **place, "children": len(children), "error": error}]
 
 
 def _to_table(task: Task, values: list[dict[str, Any]]) -> pa.Table:
     """Arrow table of the step's schema; a value that does not fit it makes its own row an error row."""
-    schema = task.schema()
+    schema = task.op.table_schema()
     try:
         return pa.Table.from_pylist(values, schema=schema)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+    except (pa.ArrowException, ValueError, TypeError, OverflowError):
         return pa.Table.from_pylist([_fit(task, value, schema) for value in values], schema=schema)
 
 
 def _fit(task: Task, value: dict[str, Any], schema: pa.Schema) -> dict[str, Any]:
     try:
         pa.Table.from_pylist([value], schema=schema)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         return {"id": value["id"], "error": error_value(task.step, error)}
     return value
 
@@ -246,4 +271,4 @@ def dead_rows(task: Task, ids: Sequence[int], message: str) -> pa.Table:
         rows = [{"id": child_id(i, MAX_CHILDREN), "parent": i, "ordinal": MAX_CHILDREN, "error": error} for i in ids]
     else:
         rows = [{"id": i, "error": error} for i in ids]
-    return pa.Table.from_pylist(rows, schema=task.schema())
+    return pa.Table.from_pylist(rows, schema=task.op.table_schema())

@@ -7,6 +7,7 @@ process is gone; then the next epoch is created. A holder that was overtaken lea
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -19,6 +20,8 @@ from nextloom.io import Folder
 
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
+KEPT_EPOCHS = 10
+log = logging.getLogger(__name__)
 
 
 class LeaseHeld(UserError):
@@ -56,6 +59,8 @@ class Lease:
         self._since = time.time()
         if not self._folder.create(_name(self._epoch), self._document()):
             raise LeaseHeld("another writer took the lease at this moment", where=self._folder.uri, next="try again")
+        for name in self._folder.names("lease")[:-KEPT_EPOCHS]:
+            self._folder.delete(name)
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._thread.start()
         return self
@@ -79,7 +84,10 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
-            self._folder.write(_name(self._epoch), self._document())
+            try:
+                self._folder.write(_name(self._epoch), self._document())
+            except Exception as error:
+                log.warning("a heartbeat of the lease was not written: %s", error)
 
     def _document(self, released: bool = False) -> dict[str, Any]:
         pid = os.getpid()

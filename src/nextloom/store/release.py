@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ class Release:
 
     @property
     def digest(self) -> str:
-        """Identity of its content: which rows, which fingerprints, how many errors; not names, dates or files."""
+        """Identity of its content: which rows, which fingerprints, which errors; not names, dates or files."""
         return content_digest(self.document)
 
     @property
@@ -48,15 +47,7 @@ class Release:
     @cached_property
     def ids(self) -> np.ndarray:
         """Sorted ids of its rows, int64."""
-        spec = self.document["selection"]
-        rows = RowSet(
-            join(self.dataset_uri, spec["table"]),
-            _files(spec["files"]),
-            "",
-            spec["kind"],
-            np.array(spec["gone"], np.int64),
-        )
-        return np.concatenate([rows.ids(*window) for window in rows.windows()] or [np.empty(0, np.int64)])
+        return RowSet.from_dict(self.dataset_uri, self.document["selection"]).all_ids()
 
     def rows(self, ids: np.ndarray | None = None) -> pa.Table:
         """id, key, uri, caption ... of all rows, or of `ids` in that order."""
@@ -79,30 +70,20 @@ class Release:
 
 def content_digest(content: Mapping[str, Any]) -> str:
     """What `Release.digest` is made of: a value is a function of row and fingerprint, unless it failed."""
-    columns = {
-        step: [column["fingerprint"], sum(file["errors"] for file in column["files"])]
-        for step, column in content["columns"].items()
-    }
-    return digest([content["dataset"], content["selection"]["result"], columns])
+    columns = {step: [column["fingerprint"], column["failed"]] for step, column in content["columns"].items()}
+    return digest([content["dataset"], content["content"], columns])
 
 
 def _files(items: Sequence[Mapping[str, Any]]) -> tuple[File, ...]:
     return tuple(File(**item) for item in items)
 
 
-def describe(table_uri: str, dataset_uri: str, files: Sequence[File]) -> dict[str, Any]:
-    """File list of a table as a manifest keeps it, relative to the dataset, so that a dataset can be moved."""
-    return {
-        "table": table_uri.removeprefix(dataset_uri.rstrip("/")).strip("/"),
-        "files": [asdict(file) for file in files],
-    }
-
-
 def publish(dataset: Dataset, name: str, content: Mapping[str, Any]) -> tuple[Release, bool]:
     """Write the next version of release `name`; one equal to the newest is not written again.
 
     Args:
-        content: dataset, selection, rows, columns.
+        content: dataset, content (digest of the rows), rows_count, selection, rows, columns (each with `failed`, the
+            digest of its failed ids within the selection).
 
     Returns:
         The release, and whether it is new.

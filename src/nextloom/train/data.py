@@ -9,25 +9,20 @@ release lists; the last `CACHED_FILES` files of each column stay in memory, and 
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from nextloom.errors import UserError
+from nextloom.hashing import hash64, uniform
 from nextloom.io import join
-from nextloom.op import digest
 from nextloom.store.files import File, read_files
-from nextloom.store.release import Release, open_release
+from nextloom.store.release import Release
 from nextloom.tokenize.documents import Document, Picture, Segment, Text
-from nextloom.tokenize.image_tokens import ImageTokens
-from nextloom.tokenize.lpt import hash64, uniform
-from nextloom.tokenize.packing import PackPlan, PackSamples, lengths_digest, open_plan, read_lengths
+from nextloom.tokenize.packing import PackPlan
 from nextloom.tokenize.schedule import FINAL_GRIDS, schedule
 from nextloom.tokenize.text_tokens import ID_DTYPE
-from nextloom.tokenize.tokenizer_config import read_config, unpack_indices
-from nextloom.train.recipe import DecoderRecipe, TrainRecipe
+from nextloom.tokenize.tokenizer_config import unpack_indices
 
 CACHED_FILES = 64
 
@@ -121,63 +116,3 @@ class PackedData:
     def _permutation(self, epoch: int) -> np.ndarray:
         packs = np.arange(len(self))
         return packs if epoch == 0 else np.argsort(hash64(packs, "epoch", self.seed, epoch), kind="stable")
-
-
-def inputs(recipe: TrainRecipe) -> dict[str, str]:
-    """Digests of all that a training reads, checked against each other; imports neither ray nor torch.
-
-    Raises:
-        UserError: something is absent, or plan, release, tokenizer and model do not belong together.
-    """
-    if isinstance(recipe, DecoderRecipe):
-        plan, release = open_decoder_data(recipe)
-        return {
-            "plan": plan.fingerprint,
-            "release": release.digest,
-            "tokenizer": tokenizer_digest(recipe.tokenizer),
-        }
-    release = open_release(recipe.dataset, recipe.release)
-    return {"pictures": digest([release.document["dataset"], release.document["selection"]["result"]])}
-
-
-def tokenizer_digest(folder: str) -> str:
-    """Identity of a tokenizer as the `image_tokens` step records it."""
-    return ImageTokens(tokenizer=folder, scales=1).digest_weights("tokenizer")
-
-
-def open_decoder_data(recipe: DecoderRecipe) -> tuple[PackPlan, Release]:
-    """The plan and the release of a decoder's training, after all checks that need no token."""
-    plan = open_plan(recipe.dataset, recipe.packs)
-    release = open_release(recipe.dataset, recipe.release or plan.receipt["release"])
-    if release.digest != plan.receipt["release_digest"]:
-        op = PackSamples(**{k: v for k, v in plan.receipt["config"].items() if k != "version"})
-        if lengths_digest(read_lengths(op, release)[0]) != plan.receipt["lengths_digest"]:
-            raise UserError(
-                f"release {release.name} has other lengths than pack plan {plan.name!r}, made for "
-                f"{plan.receipt['release']}",
-                where="release",
-                next="nextloom pack RECIPE, or leave release out",
-            )
-    _check_tokenizer(recipe, plan, release)
-    return plan, release
-
-
-def _check_tokenizer(recipe: DecoderRecipe, plan: PackPlan, release: Release) -> None:
-    config = read_config(recipe.tokenizer)
-    here = tokenizer_digest(recipe.tokenizer)
-    there = release.columns[plan.receipt["images"]]["config"].get("tokenizer")
-    if here != there:
-        raise UserError(
-            f"{Path(recipe.tokenizer)} has digest {here}, but the codes of release {release.name} were made by a "
-            f"tokenizer with digest {there}",
-            where="tokenizer",
-            next="nextloom run RECIPE, release and pack with this tokenizer, or name the one that made the codes",
-        )
-    for name in ("codes", "semantic_dim", "pixel_dim"):
-        wanted, given = getattr(config, name), getattr(recipe.model, name)
-        if wanted != given:
-            raise UserError(
-                f"the tokenizer has {wanted}, this says {given}",
-                where=f"model.{name}",
-                next=f"--set model.{name}={wanted}",
-            )
