@@ -29,8 +29,8 @@ def arm(point: str, number: str) -> None:
 
     def commit(self, *args, **kwargs):
         nonlocal count
-        count += "/columns/" in self.uri
-        hit = count == int(number) and "/columns/" in self.uri
+        count += 1
+        hit = count == int(number)
         if hit and point == "uncommitted":
             die()
         original(self, *args, **kwargs)

@@ -32,8 +32,9 @@ DATA = {
 RANDOM = random.Random(2601)
 POINTS = [
     ("before_write", "1"),
-    ("uncommitted", "3"),
-    ("committed", "4"),
+    ("committed", "1"),
+    ("uncommitted", "4"),
+    ("committed", "5"),
     ("any_time", f"{RANDOM.randint(1, 12)}:{RANDOM.uniform(0, 0.2):.3f}"),
 ]
 
@@ -46,7 +47,7 @@ def prepare(root: Path) -> Path:
 
 
 def without_paths(columns: dict) -> dict:
-    return {step: [{k: v for k, v in row.items() if k != "uri"} for row in rows] for step, rows in columns.items()}
+    return {step: [{k: v for k, v in row.items() if k not in ("uri", "version")} for row in rows] for step, rows in columns.items()}
 
 
 @pytest.fixture(scope="module")
@@ -72,5 +73,5 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path, undisturbed, point, num
         ids = [row["id"] for row in rows]
         assert len(ids) == len(set(ids)), f"{step}: a row twice"
         assert rows == undisturbed[step], step
-    if point == "committed":
+    if (point, number) == ("committed", "5"):
         assert counts["stats"]["done"] < 60, "what was committed is not done again"
