@@ -26,7 +26,8 @@ from nextloom.tokenize.tokenizer_config import (
     toy,
     unpack_indices,
 )
-from nextloom.train.tokenizer import TokenizerConfigRecipe, TokenizerTask
+from nextloom.train.recipe import TokenizerRecipe
+from nextloom.train.tokenizer import TokenizerTask
 from toy_tokenizers import SMALL, random_tokenizer
 
 SQUARE = schedule(FINAL_GRIDS[20], 4)
@@ -170,9 +171,16 @@ def pictures(count=9):
     return [rng.integers(0, 256, (40, 40 if i % 3 else 80, 3), dtype=np.uint8) for i in range(count)]
 
 
+def wanted(**fields):
+    """A recipe; the task itself reads no file."""
+    return TokenizerRecipe(**{"output": "", "dataset": "", "release": "", "steps": 10, "warmup": 0, **fields})
+
+
 @pytest.fixture(scope="module")
 def task():
-    return TokenizerTask(TokenizerConfigRecipe(tokenizer=SMALL, scales=4, batch=4, steps=10), pictures())
+    return TokenizerTask(
+        wanted(tokenizer=SMALL, scales=4, batch=4, steps=10, drop_until=0.1, vq_weight=0.25), pictures()
+    )
 
 
 def test_a_batch_is_a_function_of_the_step_and_ranks_share_it(task):
@@ -238,6 +246,6 @@ def test_the_teacher_has_real_weights_and_stays_frozen():
 
 def test_pictures_beyond_four_to_one_and_none_at_all_are_refused():
     with pytest.raises(UserError, match="picture 0"):
-        TokenizerTask(TokenizerConfigRecipe(), [np.zeros((10, 50, 3), np.uint8)])
+        TokenizerTask(wanted(), [np.zeros((10, 50, 3), np.uint8)])
     with pytest.raises(UserError, match="no pictures"):
-        TokenizerTask(TokenizerConfigRecipe(), [])
+        TokenizerTask(wanted(), [])

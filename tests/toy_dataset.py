@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
-from nextloom.io import digest_path
 from nextloom.op import ERROR
 from nextloom.store import release as releases
 from nextloom.store.dataset import ROWS, Dataset
@@ -16,6 +17,8 @@ from nextloom.store.release import Release
 from nextloom.store.rowset import describe, source_rows
 from nextloom.tokenize.documents import Grid
 from nextloom.tokenize.schedule import FINAL_GRIDS, schedule, tokens
+from nextloom.tokenize.text_tokens import BYTES
+from nextloom.tokenize.tokenizer_config import digest
 
 SQUARE, WIDE = 20, 0
 CODES = 32
@@ -46,6 +49,9 @@ def build(
     failed: Sequence[int] = (),
     tokenizer: str | None = None,
     name: str = "tokens",
+    correction: float = 0.0,
+    paint: Callable[[np.ndarray, tuple[Grid, ...]], np.ndarray] | None = None,
+    vocabulary: str = BYTES,
 ) -> Release:
     """Write one row per caption with random codes, and publish a release of both token columns.
 
@@ -55,20 +61,27 @@ def build(
         seed: of the codes; another seed gives another fingerprint, as a retrained tokenizer would.
         failed: ids whose picture has an error instead of codes.
         tokenizer: folder whose digest the picture column records.
+        correction: share of codes whose input is another one than their target.
+        paint: makes the pixels of a picture from its target codes and grids; the rows then name real PNG files.
+        vocabulary: what the text column records as its tokenizer.
     """
     dataset, rng = Dataset(uri), np.random.default_rng(seed)
     shapes = list(rows) if rows is not None else [SQUARE] * len(captions)
     ids = list(range(len(captions)))
+    pictures = [_picture(i, grids_of(shapes[i], scales), shapes[i], rng, i in failed) for i in ids]
+    _correct(pictures, correction, np.random.default_rng([seed, 1]))
     with dataset.lease("test"):
         if not dataset.rows.exists():
-            table = pa.table({n: [f"{n}{i}" for i in ids] for n in ROWS.names if n not in ("id", "size")})
-            table = table.append_column("size", pa.array([1] * len(ids))).append_column("id", pa.array(ids))
-            dataset.rows.commit(ROWS, [write_file(dataset.rows.uri, table.select(ROWS.names).cast(ROWS))])
+            rows_table = pa.Table.from_pylist([_row(uri, p, captions, paint) for p in pictures], ROWS)
+            dataset.rows.commit(ROWS, [write_file(dataset.rows.uri, rows_table)])
         text = [
             {"id": i, "ids": np.frombuffer(c.encode(), np.uint8).astype("<i4").tobytes(), "n_tokens": len(c.encode())}
             for i, c in enumerate(captions)
         ]
-        pictures = [_picture(i, grids_of(shapes[i], scales), shapes[i], rng, i in failed) for i in ids]
+        configs = {
+            "text": {"tokenizer": vocabulary, "column": "caption", "empty": "refuse"},
+            "tokens": {"tokenizer": digest(tokenizer) if tokenizer else None, "scales": scales},
+        }
         columns = {}
         for step, schema, data, version in (("text", TEXT, text, "t"), ("tokens", IMAGES, pictures, f"i{seed}")):
             column = dataset.column(step, version)
@@ -77,7 +90,7 @@ def build(
             columns[step] = {
                 "op": step,
                 "version": "1",
-                "config": {"tokenizer": digest_path(tokenizer) if tokenizer and step == "tokens" else None},
+                "config": configs[step],
                 "fingerprint": version,
                 "failed": str(failed),
                 **describe(column.uri, uri, column.files()),
@@ -110,3 +123,23 @@ def _picture(number: int, grids: tuple[Grid, ...], row: int, rng: np.random.Gene
         "target": codes,
         "input": codes,
     }
+
+
+def _correct(pictures: list[dict], share: float, rng: np.random.Generator) -> None:
+    for picture in pictures:
+        if share and "target" in picture:
+            codes = np.frombuffer(picture["target"], "<u2")
+            moved = (codes + rng.integers(1, CODES, len(codes))) % CODES
+            picture["input"] = np.where(rng.random(len(codes)) < share, moved, codes).astype("<u2").tobytes()
+
+
+def _row(uri: str, picture: dict, captions: Sequence[str], paint: Callable | None) -> dict:
+    number = picture["id"]
+    row = {"id": number, "key": f"key{number}", "uri": f"uri{number}", "size": 1, "version": "1"}
+    if paint is not None:
+        path = Path(f"{uri}-pictures", f"{number}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        codes = np.frombuffer(picture["target"], "<u2").astype(np.int64)
+        Image.fromarray(paint(codes, grids_of(picture["schedule"], picture["scales"]))).save(path)
+        row |= {"uri": str(path), "size": path.stat().st_size}
+    return {**row, "caption": captions[number]}

@@ -70,12 +70,12 @@ def save(
     save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, part / MODEL)
     save_file(moments, part / OPTIMIZER)
     (part / STATE).write_text(json.dumps({**asdict(progress), "identity": identity}))
-    for path in part.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    for path in (*part.iterdir(), part):
+        _sync(path)
     if target.exists():
         shutil.rmtree(target)
     part.rename(target)
+    _sync(base)
     for old in saved(folder)[:-keep]:
         shutil.rmtree(old)
     return target
@@ -145,6 +145,15 @@ def set_rng_state(state: Rng) -> None:
     np.random.set_state({**state["numpy"], "state": {**inner, "key": np.array(inner["key"], np.uint32)}})
     version, words, spare = state["python"]
     random.setstate((version, tuple(words), spare))
+
+
+def _sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _read_state(path: Path) -> dict[str, Any]:

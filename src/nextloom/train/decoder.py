@@ -23,7 +23,9 @@ from nextloom.model.layout import lay_out
 from nextloom.model.transformer import Batch, NextFlow
 from nextloom.tokenize.documents import Document
 from nextloom.tokenize.tokenizer_config import CONFIG_FILE, WEIGHTS_FILE
-from nextloom.train.data import PackedData, open_decoder_data, tokenizer_digest
+from nextloom.tokenize.tokenizer_config import digest as tokenizer_digest
+from nextloom.train.data import PackedData
+from nextloom.train.inputs import open_decoder_data
 from nextloom.train.loop import Metrics
 from nextloom.train.recipe import DecoderRecipe
 
@@ -59,13 +61,13 @@ class DecoderTask:
         from nextloom.tokenize.tokenizer import Tokenizer
 
         plan, release = open_decoder_data(recipe)
-        columns = release.columns
-        text = plan.receipt["text"]
+        images, text = plan.receipt["images"], plan.receipt["text"]
         about = {
             "tokenizer": tokenizer_digest(recipe.tokenizer),
             "release": release.name,
-            "images": columns[plan.receipt["images"]],
-            "text": columns[text] if text else None,
+            "release_digest": release.digest,
+            "images": {"step": images, **release.columns[images]},
+            "text": {"step": text, **release.columns[text]} if text else None,
         }
         codebook = Tokenizer.load(recipe.tokenizer).codebook()
         return cls(recipe, PackedData(plan, release, recipe.seed, recipe.null_prompt), codebook, about, device)
@@ -84,8 +86,18 @@ class DecoderTask:
         return self.layout([document for epoch, pack in packs for document in self.data.documents(pack, epoch)])
 
     def layout(self, documents: Sequence[Document]) -> Batch:
-        """Documents as one sequence on the device."""
-        return Batch.of(lay_out(documents, self.recipe.model, self.recipe.alpha), self.device)
+        """Documents as one sequence on the device.
+
+        Raises:
+            UserError: ids or codes beyond the model's vocabulary, or more scales than it has.
+        """
+        try:
+            layout = lay_out(documents, self.recipe.model, self.recipe.alpha)
+        except ValueError as error:
+            raise UserError(
+                str(error), where="model", next="--set model.text_vocab=..., large enough for the captions' tokenizer"
+            ) from error
+        return Batch.of(layout, self.device)
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, int, Metrics]:
         """Weighted sum of the codes' cross entropies in nats, their number, and the mean per scale, unweighted."""

@@ -68,13 +68,15 @@ def train(
         recipe: for how long and how.
         identity: of the training; a checkpoint of another one is refused.
         rank, world: this worker; with world > 1 a process group is up.
-        until: stop after this many steps, with a checkpoint, if that comes before the last one.
+        until: stop early, after this many steps and with a checkpoint, as a time limit would; the learning rate is
+            that of the whole training, so that it can go on from there.
 
     Returns:
         The model and where the training stands.
 
     Raises:
-        UserError: a checkpoint that cannot be resumed, or a loss that is not finite.
+        UserError: a checkpoint that cannot be resumed or that not every worker sees, a step without anything to
+            learn, or a loss or gradient that is not finite.
     """
     execution, folder = recipe.execution, recipe.run_folder
     torch.set_num_threads(execution.threads or max(1, _cores() // max(world, 1)))
@@ -84,6 +86,7 @@ def train(
             dist.broadcast(tensor, 0)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(parameters, recipe)
+    _same_checkpoint(folder, world)
     progress = checkpoint.resume(folder, model, optimizer, identity)
     _set_rng(progress, recipe.seed, rank, world)
     tracker = Tracker(folder, progress.cursor, workers=world, threads=torch.get_num_threads()) if rank == 0 else None
@@ -98,15 +101,15 @@ def train(
         log_now = step + 1 in (1, recipe.steps) or (step + 1) % execution.log_every == 0
         sums = _sum_over_workers(total, count, metrics if log_now else {}, world)
         loss, whole = sums.pop("loss")
-        if not math.isfinite(loss):
+        if not whole:
             raise UserError(
-                f"the loss of step {step + 1} is {loss}",
-                where=str(folder),
-                next=f"lower lr (now {recipe.lr:g}) or clip, and start over with --fresh",
+                f"step {step + 1} holds nothing to learn from", where=str(folder), next="look at the release's rows"
             )
+        _finite(loss, "loss", step, recipe)
         (total / whole).backward()
         _sum_gradients(parameters, world)
-        norm = nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        norm = float(nn.utils.clip_grad_norm_(parameters, recipe.clip))
+        _finite(norm, "gradient's norm", step, recipe)  # clipping made NaN of it: no step with that
         optimizer.step()
         optimizer.zero_grad()
         progress.cursor, progress.lr_step = step + 1, progress.lr_step + 1
@@ -119,7 +122,7 @@ def train(
             lr = optimizer.param_groups[0]["lr"]
             figures = {
                 "lr": lr,
-                "norm": float(norm),
+                "norm": norm,
                 "per_second": speed,
                 "step_seconds": (now - before) / (step + 1 - logged),
             }
@@ -143,6 +146,30 @@ def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Training) -> torc
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=recipe.lr, betas=recipe.betas, fused=True)
+
+
+def _finite(value: float, name: str, step: int, recipe: Training) -> None:
+    if not math.isfinite(value):
+        raise UserError(
+            f"the {name} of step {step + 1} is {value}",
+            where=str(recipe.run_folder),
+            next=f"lower lr (now {recipe.lr:g}) or clip, and start over with --fresh",
+        )
+
+
+def _same_checkpoint(folder: Path, world: int) -> None:
+    """Every worker must resume from the checkpoint that the first one sees."""
+    if world == 1:
+        return
+    mine = [path.name for path in checkpoint.saved(folder)[-1:]]
+    every: list[Any] = [None] * world
+    dist.all_gather_object(every, mine)
+    if any(other != every[0] for other in every):
+        raise UserError(
+            f"workers see different newest checkpoints: {', '.join(names[0] if names else 'none' for names in every)}",
+            where=str(folder),
+            next="put output on a file system that all of them share",
+        )
 
 
 def _sum_over_workers(total: Tensor, count: int, metrics: Metrics, world: int) -> dict[str, tuple[float, float]]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import cos, pi
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from nextloom.config import Model, RootPath, load_yaml, override, validate
 from nextloom.errors import UserError, did_you_mean
@@ -56,7 +56,7 @@ class Training(Model):
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate of AdamW."""
     warmup: int = Field(50, ge=0)
-    """Steps over which the learning rate rises from 0."""
+    """Steps over which the learning rate rises from 0; at most `steps`."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """After the warm-up: down to 0 along a cosine, or level."""
     weight_decay: float = Field(0.05, ge=0)
@@ -71,6 +71,15 @@ class Training(Model):
     """Type of matrix products; weights, moments and losses are always fp32."""
     execution: Execution = Execution()
     """How it runs."""
+
+    @model_validator(mode="after")
+    def _warm(self) -> Self:
+        if self.warmup > self.steps:
+            raise ValueError(
+                f"warmup is {self.warmup}, but there are {self.steps} steps: the peak would never be reached; "
+                f"--set warmup={self.steps // 10}"
+            )
+        return self
 
     @property
     def run_folder(self) -> Path:
@@ -130,12 +139,12 @@ class TokenizerRecipe(Training):
     """AdamW's weight decay, on matrices only."""
     drop: float = Field(0.5, ge=0, le=1)
     """Share of the scales after the first that each step leaves out."""
-    drop_until: float = Field(0.1, ge=0, le=1)
-    """Share of the steps that drop scales, from the first; published as all. At toy size all costs 0.7 dB."""
+    drop_until: float = Field(1.0, ge=0, le=1)
+    """Share of the steps that drop scales, from the first. At toy size all of them cost 0.7 dB against 0.1."""
     mse_weight: float = 1.0
     """Weight of the picture's mean squared error."""
-    vq_weight: float = 0.25
-    """Weight of the quantiser's loss; published as 1, but 0.25 uses more codes and trains faster at toy size."""
+    vq_weight: float = 1.0
+    """Weight of the quantiser's loss. At toy size 0.25 uses more codes and trains faster."""
     semantic_weight: float = 1.0
     """Weight of 1 - cosine to the teacher."""
 

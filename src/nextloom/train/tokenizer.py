@@ -14,52 +14,25 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nextloom import pixels
-from nextloom.config import Model
 from nextloom.errors import UserError
+from nextloom.hashing import hash64
 from nextloom.tokenize.documents import Grid
-from nextloom.tokenize.quantizer import drop_scales, stream, uniform
+from nextloom.tokenize.quantizer import drop_scales
 from nextloom.tokenize.schedule import FINAL_GRIDS, bucket, schedule
 from nextloom.tokenize.teacher import Teacher
 from nextloom.tokenize.tokenizer import Tokenizer
-from nextloom.tokenize.tokenizer_config import TokenizerConfig, toy
+from nextloom.train.recipe import TokenizerRecipe
 
 CACHED = 4096
 """Pictures whose model input and teacher features stay in memory (about 45 kB each at 48 pixels)."""
-
-
-class TokenizerConfigRecipe(Model):
-    """What is particular to a tokenizer's training, as data; the loop's recipe has the optimiser."""
-
-    tokenizer: TokenizerConfig = Field(default_factory=toy)
-    """The network; `toy` when left out."""
-    scales: int = Field(6, ge=1, le=18)
-    """Scales per picture; the picture's size is `patch` times the last grid."""
-    steps: int = Field(900, ge=1)
-    """Optimiser steps."""
-    batch: int = Field(16, ge=1)
-    """Pictures per step over all workers; a multiple of their number."""
-    drop: float = Field(0.5, ge=0, le=1)
-    """Share of the scales after the first that each step leaves out (scale dropout)."""
-    drop_until: float = Field(0.1, ge=0, le=1)
-    """Share of the steps that drop scales, from the first; published as all. At toy size all costs 0.7 dB."""
-    mse_weight: float = 1.0
-    """Weight of the picture's mean squared error."""
-    vq_weight: float = 0.25
-    """Weight of the quantiser's loss; published as 1, but 0.25 uses more codes and trains faster at toy size."""
-    semantic_weight: float = 1.0
-    """Weight of 1 - cosine to the teacher."""
-    bf16: bool = True
-    """Autocast convolutions to bfloat16; the quantiser stays in float32."""
-    seed: int = 0
-    """Of the weights, the order of pictures and the dropped scales."""
 
 
 class TokenizerTask:
@@ -75,7 +48,7 @@ class TokenizerTask:
     """
 
     def __init__(
-        self, recipe: TokenizerConfigRecipe, pictures: Sequence[np.ndarray], device: str | torch.device = "cpu"
+        self, recipe: TokenizerRecipe, pictures: Sequence[np.ndarray], device: str | torch.device = "cpu"
     ) -> None:
         if len(pictures) == 0:
             raise UserError("no pictures to train a tokenizer on", next="nextloom release RECIPE")
@@ -125,8 +98,8 @@ class TokenizerTask:
         recipe, x, count = self.recipe, batch["pictures"], len(batch["pictures"])
         grids: Sequence[Grid] = self.grids(int(batch["schedule"]))
         if recipe.drop and step < recipe.drop_until * recipe.steps:
-            grids = drop_scales(grids, recipe.drop, stream("scales", recipe.seed, step))
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=recipe.bf16):
+            grids = drop_scales(grids, recipe.drop, ("scales", recipe.seed, step))
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             out = model(x, grids)
         mse = F.mse_loss(out.picture.float(), x)
         semantic = (1 - F.cosine_similarity(out.semantic.float(), batch["teacher"], dim=1)).mean()
@@ -183,11 +156,17 @@ class TokenizerTask:
         """The batches of one epoch: (bucket, picture numbers); a last short batch is filled from its start."""
         size, batches = self.recipe.batch, []
         for row, numbers in sorted(self.buckets.items()):
-            order = np.argsort(_draws(len(numbers), "pictures", self.recipe.seed, epoch, row), kind="stable")
+            order = _shuffled(len(numbers), "pictures", self.recipe.seed, epoch, row)
             shuffled = np.resize(np.asarray(numbers)[order], math.ceil(len(numbers) / size) * size)
             batches += [(row, part.tolist()) for part in shuffled.reshape(-1, size)]
-        return [batches[i] for i in np.argsort(_draws(len(batches), "batches", self.recipe.seed, epoch), kind="stable")]
+        return [batches[i] for i in _shuffled(len(batches), "batches", self.recipe.seed, epoch)]
 
 
-def _draws(count: int, *names: str | int) -> np.ndarray:
-    return uniform(stream(*names), np.arange(count, dtype=np.uint64))
+def _shuffled(count: int, *names: str | int) -> np.ndarray:
+    """range(count) in the order of its hashes."""
+    return np.argsort(hash64(np.arange(count), *names), kind="stable")
+
+
+def TokenizerConfigRecipe(**fields: Any) -> TokenizerRecipe:
+    """For `tests/test_image_tokens.py` alone, until it builds a `TokenizerRecipe`."""
+    return TokenizerRecipe(output="", dataset="", release="", steps=900, **fields)

@@ -1,0 +1,97 @@
+"""A training on Ray Train: it starts the workers and restarts them when one dies; each start resumes.
+
+The folder of the run must be one that every worker sees. An error that would only come again (`UserError`,
+`ValueError`) is written down for the driver, and a restart that finds it ends at once: such an error costs at most
+one restart, which the other workers need because they may wait for the one that failed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from nextloom.errors import UserError
+from nextloom.op import digest
+from nextloom.train.folder import FAILURE, read, write
+from nextloom.train.recipe import TrainRecipe
+from nextloom.train.work import work
+
+PATIENT = {"OMP_WAIT_POLICY": "passive"}
+"""Threads that wait sleep. By default they spin, and on a machine that other processes share a step of two threads
+took 10 s instead of 0.5 s. Read when torch is loaded."""
+
+log = logging.getLogger(__name__)
+
+
+def train_on_ray(recipe: TrainRecipe, identity: Mapping[str, Any], address: str | None) -> None:
+    """Train on `recipe.execution.workers` workers.
+
+    Args:
+        recipe: what to train.
+        identity: of the training.
+        address: of a Ray cluster; None starts a local one.
+
+    Raises:
+        UserError: what stopped a worker, or workers died more than `max_failures` times.
+    """
+    from nextloom.cluster.connect import connect
+
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    connect(address)
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    storage, failure = recipe.run_folder / "ray", recipe.run_folder / FAILURE
+    failure.unlink(missing_ok=True)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"recipe": recipe, "identity": identity},
+        torch_config=TorchConfig(backend="gloo"),
+        scaling_config=ScalingConfig(num_workers=recipe.execution.workers),
+        run_config=RunConfig(
+            name=digest(identity),
+            storage_path=str(storage),
+            worker_runtime_env={"env_vars": PATIENT},
+            failure_config=FailureConfig(max_failures=recipe.execution.max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        if not failure.exists():
+            raise UserError(
+                f"the training stopped after {recipe.execution.max_failures} restarts: {error}",
+                where=recipe.output,
+                next="start it again: it resumes from the newest checkpoint",
+            ) from error
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+    told = read(failure)
+    if told:
+        failure.unlink()
+        raise UserError(told["what"], where=told["where"], next=told["next"])
+
+
+def _worker(config: dict[str, Any]) -> None:
+    import ray.train
+
+    recipe, context = config["recipe"], ray.train.get_context()
+    failure, world = recipe.run_folder / FAILURE, context.get_world_size()
+    if failure.exists():
+        return
+    try:
+        work(recipe, config["identity"], rank=context.get_world_rank(), world=world)
+    except UserError as error:
+        write(failure, {"what": error.what, "where": error.where, "next": error.next})
+        if world > 1:
+            raise
+    except ValueError as error:
+        log.exception("a worker stopped")
+        told = {"what": f"a worker stopped: {error}", "where": recipe.output}
+        write(failure, {**told, "next": "the traceback is in the worker's log; mend the cause and start it again"})
+        if world > 1:
+            raise

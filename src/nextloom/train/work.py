@@ -1,0 +1,87 @@
+"""One worker's part of a training, from opening the data to the saved model and its receipt."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nextloom.errors import UserError
+from nextloom.store.release import open_release
+from nextloom.tokenize.tokenizer_config import digest as folder_digest
+from nextloom.train.folder import RECEIPT, RUN, read, replace, write
+from nextloom.train.pictures import originals
+from nextloom.train.recipe import DecoderRecipe, TrainRecipe
+from nextloom.train.tracker import read as read_metrics
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from nextloom.train.checkpoint import Progress
+    from nextloom.train.loop import Task
+
+
+def work(recipe: TrainRecipe, identity: Mapping[str, Any], *, rank: int = 0, world: int = 1) -> None:
+    """Train; on the first worker, save the model and write the receipt.
+
+    Raises:
+        UserError: as `make_task` and `nextloom.train.loop.train`, or the finished model gives no finite figures.
+    """
+    from nextloom.train.checkpoint import clean
+    from nextloom.train.loop import train
+
+    if rank == 0:
+        clean(recipe.run_folder)
+    task = make_task(recipe)
+    model, progress = train(task, recipe, identity, rank=rank, world=world)
+    if rank == 0:
+        _finish(recipe, task, model, identity, progress)
+
+
+def make_task(recipe: TrainRecipe) -> Task:
+    """The task of a recipe, its data opened.
+
+    Raises:
+        UserError: what the recipe names is absent, cannot be read, or does not belong together.
+    """
+    if isinstance(recipe, DecoderRecipe):
+        from nextloom.train.decoder import DecoderTask
+
+        return DecoderTask.open(recipe)
+    from nextloom.train.tokenizer import TokenizerTask
+
+    release = open_release(recipe.dataset, recipe.release)
+    return TokenizerTask(recipe, [original.rgb for original in originals(release)])
+
+
+def _finish(recipe: TrainRecipe, task: Task, model: nn.Module, identity: Mapping[str, Any], progress: Progress) -> None:
+    """Swap the model in, then write the receipt: it holds the model's digest, so it fits no other one."""
+    folder, output = recipe.run_folder, Path(recipe.output)
+    part = folder / "model.part"
+    shutil.rmtree(part, ignore_errors=True)
+    task.save(model, part)
+    evaluation = dict(task.evaluate(model))
+    for name, value in evaluation.items():
+        if not math.isfinite(value):
+            raise UserError(
+                f"the finished model's {name} is {value}",
+                where=str(folder),
+                next=f"lower lr (now {recipe.lr:g}) or clip, and start over with --fresh",
+            )
+    receipt = {"identity": identity, "start": read(folder / RUN)["start"], "output": folder_digest(part)}
+    replace(part, output)
+    steps = [line for line in read_metrics(folder) if "event" not in line]
+    summary = {
+        "steps": steps[-1]["step"],
+        "first_loss": steps[0]["loss"],
+        "last_loss": steps[-1]["loss"],
+        "last": steps[-1],
+        "evaluation": evaluation,
+        "seconds": progress.seconds,
+        "counted": progress.counted,
+        "per_second": progress.counted / progress.seconds,
+    }
+    write(folder / RECEIPT, {**receipt, "summary": summary})
+    (folder / RUN).unlink()
