@@ -18,8 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nextloom.hashing import hash64, uniform  # noqa: F401
-
 SWEEP_SAMPLES = 20_000
 
 

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nextloom import hashing
+from nextloom.hashing import hash64, uniform
 from nextloom.tokenize.documents import Grid
 
 CHUNK = 1 << 22
@@ -215,26 +215,18 @@ def _draw(u: Tensor, ranked: Tensor, correction: Correction, key: str, scale: in
     nearer = 2 * (scores - scores[:, :1]).double().cpu().numpy()  # a distance is 2 + 2w - 2 * score
     cumulated = np.exp(nearer / correction.tau).cumsum(axis=1)
     counter = (np.uint64(scale) << np.uint64(33)) + 2 * np.arange(len(u), dtype=np.uint64)
-    threshold = hashing.uniform(counter + np.uint64(1), key, correction.seed)[:, None] * cumulated[:, -1:]
+    threshold = uniform(counter + np.uint64(1), key, correction.seed)[:, None] * cumulated[:, -1:]
     picked = np.minimum((cumulated <= threshold).sum(axis=1), index.shape[1] - 1)
     drawn = index.gather(1, torch.from_numpy(picked)[:, None].to(index.device))[:, 0]
-    corrected = torch.from_numpy(hashing.uniform(counter, key, correction.seed) < correction.p).to(index.device)
+    corrected = torch.from_numpy(uniform(counter, key, correction.seed) < correction.p).to(index.device)
     return torch.where(corrected, drawn, index[:, 0])
 
 
 def drop_scales(grids: Sequence[Grid], ratio: float, names: Sequence[str | int]) -> list[Grid]:
     """`grids` without floor(ratio * (K - 1)) of the scales after the first, chosen by the hash stream `names`."""
-    order = np.argsort(hashing.hash64(np.arange(1, len(grids)), *names), kind="stable") + 1
+    order = np.argsort(hash64(np.arange(1, len(grids)), *names), kind="stable") + 1
     dropped = set(order[: int(ratio * (len(grids) - 1))].tolist())
     return [grid for k, grid in enumerate(grids) if k not in dropped]
-
-
-def stream(*names: str | int) -> tuple[str | int, ...]:
-    return names
-
-
-def uniform(names: tuple[str | int, ...], counter: np.ndarray) -> np.ndarray:
-    return hashing.uniform(counter, *names)
 
 
 @contextmanager
