@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from nextloom.errors import UserError
 from nextloom.train import checkpoint
@@ -140,3 +144,83 @@ def test_only_the_newest_are_kept(root):
     wanted = small(root, "kept", checkpoint_every=1, keep=3)
     train(DecoderTask.open(wanted), wanted, IDENTITY)
     assert [p.name for p in checkpoint.saved(wanted.run_folder)] == [f"step-{n:09d}" for n in (6, 7, 8)]
+
+
+class Toy:
+    """A task of two layers, whose loss is a function of the parameters."""
+
+    def __init__(self, loss: Callable[[nn.Module], tuple[torch.Tensor, int]]) -> None:
+        self._loss = loss
+
+    def build(self) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+
+    def batch(self, step, rank=0, world=1):
+        return None
+
+    def loss(self, model, batch, step):
+        return *self._loss(model), {}
+
+
+def everything(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.flatten() for p in model.parameters()])
+
+
+def test_the_random_state_is_restored(root):
+    def drawn(model):
+        values = everything(model)
+        luck = torch.rand(len(values)) + torch.linspace(0, float(np.random.random()), len(values))
+        luck[::2] += random.random()
+        return (values - luck).square().sum(), 1
+
+    def resumed(output: str, edit: Callable[[dict], None]) -> torch.Tensor:
+        wanted = small(root, output)
+        train(Toy(drawn), wanted, IDENTITY, until=4)
+        path = checkpoint.saved(wanted.run_folder)[-1] / checkpoint.STATE
+        state = json.loads(path.read_text())
+        edit(state["rng"][0])
+        path.write_text(json.dumps(state))
+        torch.manual_seed(7), np.random.seed(7), random.seed(7)  # as another process would have it
+        return everything(train(Toy(drawn), wanted, IDENTITY)[0])
+
+    whole = everything(train(Toy(drawn), small(root, "luck"), IDENTITY)[0])
+    assert torch.equal(resumed("resumed luck", lambda rng: None), whole)
+    torch.manual_seed(8), np.random.seed(8), random.seed(8)
+    other = checkpoint.rng_state()
+    for name in other:
+        changed = resumed(f"other {name}", lambda rng, name=name: rng.update({name: other[name]}))
+        assert not torch.equal(changed, whole), f"the state of {name} decides"
+
+
+def test_a_gradient_that_is_not_finite_changes_no_parameter(root):
+    def steep(model):  # sqrt has a finite value and an infinite slope at 0
+        return (everything(model)[0] - everything(model)[0].detach()).sqrt(), 1
+
+    wanted = small(root, "steep")
+    with pytest.raises(UserError, match=r"the gradient's norm of step 1 is (inf|nan)(.|\n)*lower lr(.|\n)*--fresh"):
+        train(Toy(steep), wanted, IDENTITY)
+    assert not checkpoint.saved(wanted.run_folder)
+
+
+def test_a_step_without_anything_to_learn_is_refused(root):
+    with pytest.raises(UserError, match="step 1 holds nothing to learn from"):
+        train(Toy(lambda model: (everything(model).sum() * 0, 0)), small(root, "empty"), IDENTITY)
+
+
+def test_gradients_are_clipped(root):
+    wanted = small(root, "clipped")
+    train(Toy(lambda model: (1e3 * everything(model).sum(), 1)), wanted, IDENTITY, until=1)
+    moments = load_file(checkpoint.saved(wanted.run_folder)[-1] / checkpoint.OPTIMIZER)
+    means = torch.cat([value.flatten() for name, value in moments.items() if name.startswith("exp_avg.")])
+    assert float(means.norm()) == pytest.approx(0.1 * wanted.clip, rel=1e-4)  # (1 - beta1) * gradient
+    assert [line["norm"] for line in read(wanted.run_folder) if "loss" in line] == [pytest.approx(1e3 * 24**0.5)]
+
+
+def test_weight_decay_is_on_matrices_alone(root):
+    wanted = recipe(root, output="decay", steps=1, warmup=0, weight_decay=0.5, lr=0.1)
+    task = Toy(lambda model: (everything(model).sum() * 0, 1))
+    before = {name: value.clone() for name, value in task.build().state_dict().items()}
+    after = train(task, wanted, IDENTITY)[0].state_dict()
+    assert torch.allclose(after.pop("0.weight"), before["0.weight"] * 0.95)
+    assert all(torch.equal(value, before[name]) for name, value in after.items())

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,22 +20,25 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
 import toy_dataset
+from nextloom import pixels
 from nextloom.errors import UserError
 from nextloom.model.generate import draw
 from nextloom.store.dataset import Dataset
+from nextloom.store.lease import LeaseHeld
 from nextloom.store.release import open_release
 from nextloom.tokenize.documents import Picture, Text
 from nextloom.tokenize.packing import PackSamples, open_plan, write_plan
 from nextloom.tokenize.tokenizer import Tokenizer
 from nextloom.tokenize.tokenizer_config import CnnConfig, TokenizerConfig
-from nextloom.train import checkpoint
+from nextloom.train import checkpoint, on_ray
 from nextloom.train import recipe as recipes
 from nextloom.train.data import PackedData
 from nextloom.train.decoder import DecoderTask, load_decoder
 from nextloom.train.inputs import inputs
 from nextloom.train.launch import inspect, launch
 from nextloom.train.loop import train
-from nextloom.train.recipe import DecoderRecipe
+from nextloom.train.recipe import DecoderRecipe, TokenizerRecipe
+from nextloom.train.tokenizer import TokenizerTask
 from nextloom.train.tracker import read
 
 SMALL = CnnConfig(channels=8, multipliers=(1,), blocks=1, z_channels=8, unshuffle=8, groups=4)
@@ -48,13 +53,23 @@ TOKENIZER = TokenizerConfig(
 )
 MODEL = {"text_vocab": 256, "codes": toy_dataset.CODES, "semantic_dim": 6, "pixel_dim": 4, "width": 64, "layers": 2}
 MODEL |= {"heads": 4, "kv_heads": 2, "head_dim": 16, "mlp": 96, "pad_vocab": 32}
+FILES = ("config.json", "model.safetensors")
+GOLDEN_LOSSES = [5.778445, 5.657686, 5.595308]
 CAPTIONS = ["red heart", "blue heart", "sad cat", "glad cat", "full moon", "a face", "a circle", "sun"]
 
 
-def world(root: Path, captions: list[str] = CAPTIONS, *, cap: int = 128, **fields) -> Path:
-    """A dataset of random codes with its pack plan and an (untrained) tokenizer below `root`."""
+def world(root: Path, captions: list[str] = CAPTIONS, *, cap: int = 128, painted: bool = False, **fields) -> Path:
+    """A dataset of random codes with its pack plan and an (untrained) tokenizer below `root`.
+
+    Where `painted`, each row names a PNG of its target codes, as that tokenizer draws them.
+    """
     torch.manual_seed(0)
-    Tokenizer(TOKENIZER).save(root / "tokenizer")
+    tokenizer = Tokenizer(TOKENIZER).requires_grad_(False)
+    tokenizer.save(root / "tokenizer")
+    if painted:
+        fields["paint"] = lambda codes, grids: pixels.from_model(
+            tokenizer.decode_codes(torch.from_numpy(codes)[None], grids)[0].numpy()
+        )
     release = toy_dataset.build(str(root / "toys"), captions, tokenizer=str(root / "tokenizer"), **fields)
     dataset = Dataset(str(root / "toys"))
     op = PackSamples(release="tokens", images="tokens", text="text", token_cap=cap)
@@ -72,12 +87,23 @@ def recipe(root: Path, *, model: dict | None = None, **fields) -> DecoderRecipe:
     return recipes.build({**data, **fields, "execution": execution}, root=str(root))
 
 
+def learnt(root: Path) -> tuple[DecoderRecipe, dict]:
+    """Eight pictures, learnt by heart; they have 4 scales and no self-correction."""
+    wanted = recipe(
+        world(root, painted=True),
+        steps=220,
+        packs_per_step=3,
+        lr=4e-3,
+        warmup=20,
+        weight_decay=0.0,
+        model={"width": 96},
+    )
+    return wanted, launch(wanted)
+
+
 @pytest.fixture(scope="module")
 def overfit(tmp_path_factory):
-    """Eight pictures, learnt by heart; the pictures have 4 scales and no self-correction."""
-    root = world(tmp_path_factory.mktemp("overfit"))
-    wanted = recipe(root, steps=220, packs_per_step=3, lr=4e-3, warmup=20, weight_decay=0.0, model={"width": 96})
-    return wanted, launch(wanted)
+    return learnt(tmp_path_factory.mktemp("overfit"))
 
 
 def test_eight_pictures_are_learnt_in_every_scale(overfit):
@@ -141,6 +167,12 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
     inputs(recipe(root))
     with pytest.raises(UserError, match=r"model\.codes: the tokenizer has 32, this says 64"):
         inputs(recipe(root, model={"codes": 64}))
+    with pytest.raises(UserError, match=r"model\.max_scales: (.|\n)*have 4 scales(.|\n)*--set model\.max_scales=4"):
+        inputs(recipe(root, model={"max_scales": 3}))
+    with pytest.raises(UserError, match=r"model\.text_vocab: captions are bytes(.|\n)*--set model\.text_vocab=256"):
+        inputs(recipe(root, model={"text_vocab": 255}))
+    with pytest.raises(UserError, match="warmup is 7, but there are 6 steps"):
+        recipe(root, warmup=7)
     with pytest.raises(UserError, match="packs_per_step: 3 is no multiple of 2 workers"):
         recipe(root, packs_per_step=3, execution={"workers": 2})
     with pytest.raises(UserError, match="did you mean 'weight_decay'"):
@@ -173,7 +205,7 @@ def uneven(tmp_path_factory):
     """Captions of very unequal length, pictures of two shapes."""
     captions = ["x" * (1 + 9 * (i % 5)) for i in range(20)]
     rows = [toy_dataset.SQUARE if i % 3 else toy_dataset.WIDE for i in range(20)]
-    return world(tmp_path_factory.mktemp("uneven"), captions, rows=rows, cap=200)
+    return world(tmp_path_factory.mktemp("uneven"), captions, rows=rows, cap=200, correction=0.3)
 
 
 def test_documents_of_a_plan(uneven):
@@ -187,6 +219,8 @@ def test_documents_of_a_plan(uneven):
             assert isinstance(picture, Picture) and picture.loss
             row = release.column("tokens", ids=np.array([sample])).to_pylist()[0]
             assert picture.targets.tolist() == np.frombuffer(row["target"], "<u2").tolist()
+            assert picture.inputs.tolist() == np.frombuffer(row["input"], "<u2").tolist()
+            assert picture.inputs.tolist() != picture.targets.tolist()
             if len(document) == 1:
                 dropped.append(sample)
             else:
@@ -252,6 +286,166 @@ def test_one_process_and_two_workers_agree_after_a_step(uneven):
     lines = [[x for x in read(uneven / f"workers{n}.run") if "loss" in x] for n in (1, 2)]
     assert lines[0][0]["loss"] == pytest.approx(lines[1][0]["loss"], rel=1e-6)
     assert lines[0][0]["scale_2"] == pytest.approx(lines[1][0]["scale_2"], rel=1e-6)
+
+
+def test_captions_of_another_vocabulary_are_refused_at_the_first_batch(tmp_path):
+    world(tmp_path, vocabulary="digest of a tokenizer.json")
+    task = DecoderTask.open(recipe(tmp_path, model={"text_vocab": 64}))
+    with pytest.raises(UserError, match=r"text ids span(.|\n)*model\.text_vocab"):
+        task.batch(0)
+
+
+def test_code_vectors_start_as_the_tokenizers_codebook(uneven):
+    model = DecoderTask.open(recipe(uneven)).build()
+    assert torch.equal(model.code_embed.weight, Tokenizer.load(uneven / "tokenizer").codebook())
+
+
+def test_golden_losses_and_the_first_one_restated(uneven):
+    wanted = recipe(uneven, output="golden", steps=3, warmup=0, lr=1e-3, execution={"log_every": 1})
+    task = DecoderTask.open(wanted)
+    model = task.build()
+    documents = [d for epoch, pack in task.data.packs_of(0, 2) for d in task.data.documents(pack, epoch)]
+    with torch.no_grad():
+        logs = model.logits(task.batch(0)).double().log_softmax(-1)
+    start, total, count = 0, 0.0, 0
+    for text, picture in documents:
+        sizes = [h * w for h, w in picture.grids]
+        weights = np.repeat([size**-wanted.alpha for size in sizes], sizes)
+        first = start + len(text.ids)  # <boi> predicts the code of scale 1, each input cell its own code
+        rows = torch.arange(first, first + len(weights))
+        losses = -logs[rows, torch.from_numpy(picture.targets) + wanted.model.text_vocab + 2]
+        total += float(losses @ torch.from_numpy(weights)) * len(weights) / weights.sum()
+        count += len(weights)
+        start = first + len(weights) + 1
+    assert start == len(logs)
+    train(task, wanted, {})
+    losses = [line["loss"] for line in read(wanted.run_folder) if "loss" in line]
+    assert losses[0] == pytest.approx(total / count, rel=1e-5)
+    assert losses == pytest.approx(GOLDEN_LOSSES, rel=1e-4), "the same recipe trains otherwise: bump CODE_VERSION"
+
+
+def test_of_two_launches_at_once_the_second_is_refused_and_names_the_holder(tmp_path):
+    wanted = recipe(world(tmp_path), steps=150, execution={"log_every": 1})
+    refusals = []
+
+    def again(line: dict) -> None:
+        if not refusals:
+            with pytest.raises(LeaseHeld) as caught:
+                launch(wanted)
+            refusals.append(str(caught.value))
+
+    assert launch(wanted, on_line=again)["state"] == "trained"
+    assert f"process {os.getpid()}" in refusals[0] and f"nextloom train {wanted.output}" in refusals[0]
+    assert launch(wanted)["state"] == "fresh"
+
+
+def test_a_receipt_says_fresh_for_the_model_it_was_written_for_and_no_other(tmp_path, monkeypatch):
+    first = recipe(world(tmp_path), steps=2)
+    launch(first)
+    second = recipe(tmp_path, steps=2, seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("nextloom.train.work.read_metrics", lambda folder: 1 / 0)  # killed after the swap
+        with pytest.raises(ZeroDivisionError):
+            launch(second)
+    with pytest.raises(UserError, match="seed 1 -> 0"):
+        inspect(first)
+    (first.run_folder / "run.json").rename(tmp_path / "run.json")
+    assert inspect(first).state == "stale", "the receipt is the first one's, the model the second's"
+    (tmp_path / "run.json").rename(first.run_folder / "run.json")
+    assert inspect(second).state == "resume"
+    assert launch(second)["state"] == "trained" and inspect(second).state == "fresh"
+    weights = Path(second.output, "model.safetensors")
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert inspect(second).cause == "the output is gone or was changed"
+
+
+def test_an_unfinished_repetition_is_resumed_and_not_taken_for_the_finished_one(tmp_path, monkeypatch):
+    wanted = recipe(world(tmp_path), steps=2)
+    launch(wanted)
+    with monkeypatch.context() as patch:
+        patch.setattr(DecoderTask, "batch", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            launch(wanted, fresh=True)
+    assert inspect(wanted).state == "resume"
+
+
+def tokenizer_recipe(root: Path, **fields) -> TokenizerRecipe:
+    data = {"train": "tokenizer", "output": "trained", "dataset": "toys", "release": "tokens", "scales": 4, "batch": 4}
+    data |= {"steps": 6, "warmup": 1, "tokenizer": TOKENIZER.model_dump(mode="json"), **fields}
+    data["execution"] = {"workers": 0, "threads": 1, "checkpoint_every": 2}
+    return recipes.build(data, root=str(root))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_stopped_tokenizer_training_ends_with_the_same_bits(tmp_path, monkeypatch, precision):
+    world(tmp_path, painted=True)
+    alone, stopped = (tokenizer_recipe(tmp_path, output=name, precision=precision) for name in ("alone", "stopped"))
+    assert launch(alone)["steps"] == 6
+    batch = TokenizerTask.batch
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            TokenizerTask, "batch", lambda self, step, *rest: 1 / 0 if step == 5 else batch(self, step, *rest)
+        )
+        with pytest.raises(ZeroDivisionError):
+            launch(stopped)
+    torch.manual_seed(99)
+    assert inspect(stopped).cause == "4 of 6 steps done"
+    assert launch(stopped)["state"] == "trained"
+    assert all((Path(alone.output) / n).read_bytes() == (Path(stopped.output) / n).read_bytes() for n in FILES)
+    assert launch(stopped)["state"] == "fresh"
+    for name in ("DECODE_VERSION", "RESIZE_VERSION"):
+        with monkeypatch.context() as patch:
+            patch.setattr(pixels, name, "another")
+            assert inspect(stopped).state == "stale" and "another" in inspect(stopped).cause
+    with monkeypatch.context() as patch:
+        patch.setattr("nextloom.train.inputs.teacher_identity", lambda: {"weights": "another"})
+        assert "inputs.teacher.weights" in inspect(stopped).cause
+
+
+def test_a_picture_that_changed_or_vanished_since_the_release_is_named(tmp_path):
+    world(tmp_path, painted=True)
+    path = tmp_path / "toys-pictures" / "3.png"
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(UserError, match=r"3\.png: key3 of release tokens-0001 gives no picture(.|\n)*nextloom release"):
+        launch(tokenizer_recipe(tmp_path))
+    path.unlink()
+    with pytest.raises(UserError, match=r"key3 of release tokens-0001(.|\n)*No such file"):
+        launch(tokenizer_recipe(tmp_path))
+
+
+def test_scales_are_dropped_until_the_share_of_steps_that_the_recipe_says(tmp_path):
+    wanted = tokenizer_recipe(world(tmp_path), drop=0.5, drop_until=0.5)
+    task = TokenizerTask(wanted, [np.zeros((32, 32, 3), np.uint8)])
+    model, seen = task.build(), []
+    model.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[1])))
+    for step in range(6):
+        task.loss(model, task.batch(step), step)
+    whole = task.grids(20)
+    assert [len(grids) for grids in seen] == [3, 3, 3, 4, 4, 4]  # floor(0.5 * 3) of the scales after the first go
+    assert all(grids[0] == (1, 1) and set(grids) < set(whole) for grids in seen[:3]) and len(set(seen[:3])) > 1
+    assert set(seen[3:]) == {whole}
+    assert TokenizerRecipe.model_fields["drop_until"].default == 1.0, "published: every step drops"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_value_error_of_a_worker_is_kept_for_the_driver_and_not_tried_again(tmp_path, monkeypatch, workers):
+    wanted = recipe(world(tmp_path), execution={"workers": workers})
+    wanted.run_folder.mkdir()
+    context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: workers)
+    monkeypatch.setattr("ray.train.get_context", lambda: context)
+    calls = []
+
+    def work(*_, **__) -> None:
+        calls.append(1)
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(on_ray, "work", work)
+    with pytest.raises(ValueError) if workers > 1 else nullcontext():  # others may wait for this one
+        on_ray._worker({"recipe": wanted, "identity": {}})
+    on_ray._worker({"recipe": wanted, "identity": {}})
+    assert len(calls) == 1
+    assert "no such thing" in json.loads((wanted.run_folder / "failure.json").read_text())["what"]
 
 
 @pytest.mark.usefixtures("ray_local")

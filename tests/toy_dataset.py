@@ -72,7 +72,9 @@ def build(
     _correct(pictures, correction, np.random.default_rng([seed, 1]))
     with dataset.lease("test"):
         if not dataset.rows.exists():
-            rows_table = pa.Table.from_pylist([_row(uri, p, captions, paint) for p in pictures], ROWS)
+            rows_table = pa.Table.from_pylist(
+                [_row(uri, p, captions, grids_of(shapes[p["id"]], scales), paint) for p in pictures], ROWS
+            )
             dataset.rows.commit(ROWS, [write_file(dataset.rows.uri, rows_table)])
         text = [
             {"id": i, "ids": np.frombuffer(c.encode(), np.uint8).astype("<i4").tobytes(), "n_tokens": len(c.encode())}
@@ -133,13 +135,13 @@ def _correct(pictures: list[dict], share: float, rng: np.random.Generator) -> No
             picture["input"] = np.where(rng.random(len(codes)) < share, moved, codes).astype("<u2").tobytes()
 
 
-def _row(uri: str, picture: dict, captions: Sequence[str], paint: Callable | None) -> dict:
+def _row(uri: str, picture: dict, captions: Sequence[str], grids: tuple[Grid, ...], paint: Callable | None) -> dict:
     number = picture["id"]
     row = {"id": number, "key": f"key{number}", "uri": f"uri{number}", "size": 1, "version": "1"}
     if paint is not None:
         path = Path(f"{uri}-pictures", f"{number}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
-        codes = np.frombuffer(picture["target"], "<u2").astype(np.int64)
-        Image.fromarray(paint(codes, grids_of(picture["schedule"], picture["scales"]))).save(path)
+        codes = np.frombuffer(picture.get("target", bytes(2 * tokens(grids))), "<u2").astype(np.int64)
+        Image.fromarray(paint(codes, grids)).save(path)
         row |= {"uri": str(path), "size": path.stat().st_size}
     return {**row, "caption": captions[number]}

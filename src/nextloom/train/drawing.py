@@ -122,8 +122,6 @@ def draw_recipe(path: str, *, root: str, sets: Sequence[str] | None = None) -> d
         )
     if done is None or done["identity"] != identity:
         part = output.with_name(f"{output.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
         done = {**_draw(recipe, release, about, part), "identity": identity}
         write(part / SUMMARY, {**done, "grid": str(output / SHEET)})
         replace(part, output)
@@ -175,6 +173,8 @@ def _draw(recipe: DrawRecipe, release: Release | None, about: dict[str, Any], fo
     tokenizer, decoder = Tokenizer.load(recipe.tokenizer), load_decoder(recipe.decoder)[0]
     scales = about["images"]["config"]["scales"]
     drawings = _drawings(recipe, decoder, tokenizer, prompts, scales)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     for k, drawing in enumerate(drawings):
         Image.fromarray(drawing).save(folder / f"{k:04d}.png")
     lines, summary = [drawings], {"drawings": len(drawings)}
