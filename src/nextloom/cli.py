@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
-from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from nextloom.config import DEFAULT_ROOT
+from nextloom.config import DEFAULT_ROOT, local_root, resolve
 from nextloom.errors import UserError
-from nextloom.io import join
 
 app = typer.Typer(
     name="nextloom",
@@ -26,21 +27,42 @@ app = typer.Typer(
 )
 
 RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")]
-Root = Annotated[str, typer.Option("--root", help="folder below which everything is written")]
+
+
+def _plain(root: str) -> str:
+    """A ``file://`` root as the folder it names; others as they are."""
+    return url2pathname(urlsplit(root).path) if root.startswith("file://") else root
+
+
+Root = Annotated[str, typer.Option("--root", help="folder or URI below which everything is written", callback=_plain)]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="change one field; repeatable")]
 To = Annotated[str | None, typer.Option("--to", metavar="STEP", help="only this step or release, and what it needs")]
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 Address = Annotated[str | None, typer.Option("--address", help="a running Ray cluster; default: local")]
 Retry = Annotated[bool, typer.Option("--retry-errors", help="do failed rows again")]
+INTERRUPTED = 130
 
 
 def load(recipe: str, root: str, sets: list[str] | None) -> tuple[Any, Any]:
-    """(Recipe, Dataset) for a verb."""
+    """(Recipe, Dataset) for a verb.
+
+    Raises:
+        UserError: a mistake in the recipe, or a root that cannot be opened.
+    """
+    from obstore.exceptions import BaseError
+
     from nextloom.pipelines.recipe import Recipe
     from nextloom.store.dataset import Dataset
 
     loaded = Recipe.load(recipe, root=root, sets=sets)
-    return loaded, Dataset(join(str(Path(root).absolute()), "datasets", loaded.dataset))
+    dataset = Dataset(resolve(f"datasets/{loaded.dataset}", root))
+    try:
+        dataset.documents.names("lease")
+    except BaseError as error:
+        reason = str(error).partition("\n")[0]
+        hint = "check the address, and your rights there"
+        raise UserError(f"cannot open {dataset.uri}: {reason}", where="--root", next=hint) from None
+    return loaded, dataset
 
 
 @app.command()
@@ -48,7 +70,8 @@ def samples(folder: Annotated[str | None, typer.Argument(metavar="DIR")] = None,
     """Write real pictures with captions out of installed packages (OpenMoji, scikit-image, scikit-learn)."""
     from nextloom.samples import write_samples
 
-    summary = write_samples(folder or join(root, "samples"))
+    below = local_root(folder or root, "samples")
+    summary = write_samples(below if folder else below / "samples")
     print(f"{summary.folder}: {summary.pictures:,} pictures, {summary.written:,} files written")
 
 
@@ -112,9 +135,12 @@ def status(recipe: RecipeArg, root: Root = DEFAULT_ROOT, sets: Sets = None, as_j
     if as_json:
         print(json.dumps(report, indent=1))
         return
-    _show(_counts_table([(s["step"], None, s["counts"]) for s in report["steps"]]))
+    marks = {True: "", False: " (old)", None: " (?)"}  # counts of another config or version; not known
+    counted = [(s["step"] + (marks[s["current"]] if s["counts"] else ""), s["counts"]) for s in report["steps"]]
+    _show(_counts_table([(label, None, counts) for label, counts in counted]))
     for release in report["releases"]:
-        print(f"release {release['name']}  {release['rows']:,} rows  {', '.join(release['columns'])}")
+        count = "?" if release["rows"] is None else f"{release['rows']:,}"
+        print(f"release {release['name']}  {count} rows  {', '.join(release['columns'])}")
     print(f"writer: {report['writer'] or 'none'}")
 
 
@@ -187,6 +213,7 @@ def generate(recipe: RecipeArg, root: Root = DEFAULT_ROOT, sets: Sets = None) ->
     """Draw pictures from captions; writes PNGs and a grid."""
     from nextloom.train.drawing import draw_recipe
 
+    local_root(root, "generate")
     summary = draw_recipe(recipe, root=root, sets=sets)
     print("\n".join(f"  {name}: {value}" for name, value in summary.items() if name != "identity"))
 
@@ -224,15 +251,27 @@ def _duration(seconds: float | None) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
-def main() -> None:
-    """Console script: exit code 1 and a two-line message for errors the user can mend."""
+def call(command: typer.Typer) -> None:
+    """Run `command` on the arguments of this process, and end the process.
+
+    Exit codes: 0; 1 and a message with the next step for errors the user can mend; 2 for a wrong command line;
+    130 after Ctrl-C, which Typer turns into an exit of that code.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("nextloom").setLevel(logging.INFO)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # own ops lie beside the recipe; Ray gives its workers this folder by itself
     try:
-        app()
+        command()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            print("interrupted; run the same command again to go on", file=sys.stderr)
+        raise
+
+
+def main() -> None:
+    """Console script `nextloom`."""
+    call(app)

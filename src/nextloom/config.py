@@ -6,7 +6,9 @@ root folder of the run (``data/`` by default), so that what code sees is always 
 
 from __future__ import annotations
 
-import re
+import json
+import os
+import shlex
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,8 +17,10 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo
 
 from nextloom.errors import UserError, did_you_mean
+from nextloom.io import is_uri, join
 
 DEFAULT_ROOT = "data"
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: a date such as 2024-13-45
 
 
 def _resolve(value: str, info: ValidationInfo) -> str:
@@ -26,10 +30,24 @@ def _resolve(value: str, info: ValidationInfo) -> str:
 
 def resolve(path: str, root: str) -> str:
     """Absolute form of `path`: URIs and absolute paths as they are, others below `root`."""
-    if re.match(r"^[a-z][a-z0-9+.-]*://", path):
-        return path
     expanded = Path(path).expanduser()
-    return str(expanded if expanded.is_absolute() else (Path(root).absolute() / expanded))
+    if is_uri(path) or expanded.is_absolute():
+        return path if is_uri(path) else str(expanded)
+    return join(root, expanded.as_posix()) if is_uri(root) else str(Path(root).absolute() / expanded)
+
+
+def local_root(root: str, verb: str) -> Path:
+    """`root` as a folder of this machine, for the verbs that write plain files.
+
+    Raises:
+        UserError: it is a URI.
+    """
+    if is_uri(root):
+        raise UserError(
+            f"`{verb}` writes plain files and cannot write to {root}",
+            next="give a folder of this machine, then copy what was made",
+        )
+    return Path(root)
 
 
 RootPath = Annotated[str, AfterValidator(_resolve)]
@@ -37,27 +55,31 @@ RootPath = Annotated[str, AfterValidator(_resolve)]
 
 
 class Model(BaseModel):
-    """Base of every config object: frozen, keyword-only, unknown fields refused."""
+    """Base of every config object: frozen, keyword-only, unknown fields and infinite or undefined numbers refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=False, allow_inf_nan=False)
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file, or in the recipe of that bare name that ships with the package.
 
     Raises:
-        UserError: no such recipe, or not a mapping; names file and line.
+        UserError: no such recipe, unreadable, not UTF-8, or not a mapping; names file and line.
     """
     file = Path(path)
-    if not file.is_file():
+    if not os.path.isfile(path):
         shipped = {p.name.removesuffix(".yaml"): p for p in files("nextloom.recipes").iterdir()}
         if str(path) not in shipped:
             names = [name for name in shipped if not name.startswith("_")]
             raise UserError(f"no such recipe; {did_you_mean(str(path), names)}", where=str(path))
         file = Path(str(shipped[str(path)]))
     try:
-        data = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 at byte {error.start}", where=str(path), next="save the file as UTF-8") from None
+    except _NOT_YAML as error:
         raise UserError(f"not valid YAML: {error}", where=str(path)) from None
     if not isinstance(data, dict):
         raise UserError("a recipe is a mapping of fields", where=str(path))
@@ -81,7 +103,12 @@ def override(data: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
             child = dict(child)
             node[key] = child
             node = child
-        node[keys[-1]] = yaml.safe_load(text)
+        try:
+            node[keys[-1]] = yaml.safe_load(text)
+        except _NOT_YAML as error:
+            quoted = shlex.quote(f"{path}={json.dumps(text, ensure_ascii=False)}")
+            problem = getattr(error, "problem", None) or error
+            raise UserError(f"not valid YAML: {problem}", where=path, next=f"quote the value: --set {quoted}") from None
     return data
 
 
@@ -91,7 +118,8 @@ def validate(kind: type[BaseModel], data: Any, *, where: str, root: str | None =
         return kind.model_validate(data, context={"root": root})
     except ValidationError as error:
         first = error.errors()[0]
-        path = ".".join([where, *map(str, first["loc"])]).strip(".")
+        names = [str(key) for key in first["loc"] if "[" not in str(key)]  # the others are pydantic's own: "f[str]"
+        path = ".".join([where, *names]).strip(".")
         if first["type"] == "extra_forbidden":
             hint = did_you_mean(str(first["loc"][-1]), _fields_at(kind, first["loc"][:-1]))
             raise UserError(f"unknown field; {hint}", where=path) from None

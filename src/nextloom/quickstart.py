@@ -6,13 +6,14 @@ Every line it runs is one a user could type, and is printed before it runs. A se
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from nextloom import cli
-from nextloom.config import DEFAULT_ROOT
+from nextloom.config import DEFAULT_ROOT, local_root
 
 VERBS = (
     ("samples",),
@@ -28,14 +29,20 @@ VERBS = (
 )
 
 
-def run_quickstart(root: str = DEFAULT_ROOT) -> None:
-    """Run every verb below `root`, then print what was made."""
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.command()
+def run_quickstart(root: Annotated[str, typer.Argument(metavar="ROOT")] = DEFAULT_ROOT) -> None:
+    """Run every verb below ROOT, then print what was made."""
     start = time.monotonic()
+    local_root(root, "quickstart")
     option = () if root == DEFAULT_ROOT else ("--root", root)
     for verb in VERBS:
         began = time.monotonic()
         print(f"$ nextloom {' '.join((*verb, *option))}", flush=True)
-        cli.app([*verb, *option], standalone_mode=False)
+        if code := cli.app([*verb, *option], standalone_mode=False):
+            raise typer.Exit(code)  # Ctrl-C in a verb ends the chain
         print(f"  [{time.monotonic() - began:.1f} s]\n", flush=True)
     print(summary(root, time.monotonic() - start))
 
@@ -77,4 +84,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_quickstart(*sys.argv[1:])
+    cli.call(app)

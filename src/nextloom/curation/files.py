@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -235,8 +236,5 @@ def _unreadable(path: str, error: Exception) -> UserError:
 
 
 def _missing(root: str) -> UserError:
-    return UserError(
-        f"no such folder: {root}",
-        where="source.path",
-        next=f"correct the path, or write sample pictures there: nextloom samples {root}",
-    )
+    samples = "" if is_uri(root) else f", or write sample pictures there: nextloom samples {shlex.quote(root)}"
+    return UserError(f"no such folder: {root}", where="source.path", next=f"correct the path{samples}")

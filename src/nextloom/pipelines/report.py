@@ -2,6 +2,7 @@
 
 Everything is inlined; the page opens from a mail attachment. It reads receipts and the small columns of verdicts
 and errors, never pixels, and the summaries that trainings and drawings left below the root's `runs/` folder.
+Failures are those of the rows a step is wanted on now, also of a step that stopped before its receipt.
 """
 
 from __future__ import annotations
@@ -9,29 +10,35 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 
-from nextloom.op import Select
+from nextloom.config import local_root
+from nextloom.op import CHILD_BITS, Expand, Select
 from nextloom.pipelines.plan import BLOCKED, Planner
-from nextloom.pipelines.recipe import Recipe, Step
+from nextloom.pipelines.recipe import SOURCE, Recipe, Step
 from nextloom.store.dataset import Dataset
-from nextloom.store.files import read_files
+from nextloom.store.files import read_files, take_ids
 
 EXAMPLES = 3
 
 
 def write_report(recipe: Recipe, dataset: Dataset, *, root: str) -> str:
-    """Write ``<root>/reports/<dataset>.html``; returns its path."""
+    """Write ``<root>/reports/<dataset>.html``; returns its path.
+
+    Raises:
+        UserError: `root` is a URI.
+    """
     import jinja2
 
-    source = files("nextloom.pipelines").joinpath("report.html").read_text()
+    target = local_root(root, "report") / "reports" / f"{recipe.dataset}.html"
+    source = files("nextloom.pipelines").joinpath("report.html").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
-    target = Path(root) / "reports" / f"{recipe.dataset}.html"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(page.render(gather(recipe, dataset, root=root)), encoding="utf-8")
     return str(target)
@@ -43,22 +50,19 @@ def gather(recipe: Recipe, dataset: Dataset, *, root: str) -> dict[str, Any]:
     steps, failures, reasons = [], [], []
     for step in planner.graph:
         state = planner.judge(step)
-        receipt = dataset.receipt(step.name)
-        if state.state == BLOCKED or receipt is None:
-            steps.append(
-                {"name": step.name, "op": step.op.name, "state": state.state, "counts": {}, "per_cpu_second": None}
-            )
-            continue
+        receipt = {} if state.state == BLOCKED else dataset.receipt(step.name) or {}
         rate = receipt.get("cpu_seconds_per_row")
         steps.append(
             {
                 "name": step.name,
                 "op": step.op.name,
                 "state": state.state,
-                "counts": receipt["counts"],
+                "counts": receipt.get("counts", {}),
                 "per_cpu_second": round(1 / rate, 1) if rate else None,
             }
         )
+        if state.state == BLOCKED:
+            continue
         failures += _failures(planner, step)
         if isinstance(step.op, Select):
             reasons += _reasons(planner, step)
@@ -74,43 +78,53 @@ def gather(recipe: Recipe, dataset: Dataset, *, root: str) -> dict[str, Any]:
     }
 
 
-def _column(planner: Planner, step: Step, columns: list[str]) -> Any:
-    table = planner.table(step.name)
-    found = table.files()
-    return read_files(table.uri, found, columns) if found else None
-
-
 def _failures(planner: Planner, step: Step) -> list[dict[str, Any]]:
     """Error rows of one column grouped by stage, type and message, with example keys."""
-    table = planner.table(step.name)
+    table, wanted = planner.table(step.name), planner.rowsets[step.rows]
     bad_files = [f for f in table.files() if f.errors]
-    if not bad_files:
+    if not bad_files or wanted is None:
         return []
     data = read_files(table.uri, bad_files, ["id", "error"])
     data = data.filter(pc.is_valid(data["error"]))
-    keys = dict(zip(*(planner.dataset.live_rows(["key"]).to_pydict()[c] for c in ("id", "key")), strict=True))
-    groups: dict[tuple[str, str, str], list[int]] = {}
-    for row in data.to_pylist():
-        error = row["error"]
-        groups.setdefault((error["stage"], error["type"], error["message"]), []).append(row["id"])
+    ids = data["id"].to_numpy()
+    if isinstance(step.op, Expand):
+        ids = ids >> CHILD_BITS  # the marker of a parent
+    live = np.zeros(len(ids), bool)
+    for window in wanted.windows():
+        live |= np.isin(ids, wanted.ids(*window))
+    groups: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    for row_id, error in zip(ids[live].tolist(), data["error"].filter(live).to_pylist(), strict=True):
+        groups[error["stage"], error["type"], error["message"]].append(row_id)
+    keys = _keys(planner, step, [i for members in groups.values() for i in members[:EXAMPLES]])
     return [
         {
             "step": step.name,
             "stage": stage,
             "type": kind,
             "message": message,
-            "count": len(ids),
-            "examples": [keys.get(i, f"row {i}") for i in ids[:EXAMPLES]],
+            "count": len(members),
+            "examples": [keys[i] for i in members[:EXAMPLES]],
         }
-        for (stage, kind, message), ids in sorted(groups.items(), key=lambda item: -len(item[1]))
+        for (stage, kind, message), members in sorted(groups.items(), key=lambda item: -len(item[1]))
     ]
+
+
+def _keys(planner: Planner, step: Step, ids: list[int]) -> dict[int, str]:
+    """id -> key of rows of the step's domain: the source, or the Expand whose children they are."""
+    if not ids:
+        return {}
+    table = planner.dataset.rows if step.domain == SOURCE else planner.table(step.domain)
+    found = take_ids(table.uri, table.files(), np.array(ids), ["key"])
+    return dict(zip(ids, found["key"].to_pylist(), strict=True))
 
 
 def _reasons(planner: Planner, step: Step) -> list[dict[str, Any]]:
     """How many rows each rule of a Select removed first, and how many it would have removed."""
-    data = _column(planner, step, ["id", "verdict", "reason", "rules"])
-    if data is None:
+    table = planner.table(step.name)
+    found = table.files()
+    if not found:
         return []
+    data = read_files(table.uri, found, ["id", "verdict", "reason", "rules"])
     rejected = data.filter(pc.equal(data["verdict"], "rejected"))
     first = Counter(rejected["reason"].to_pylist())
     every = Counter(rule for rules in rejected["rules"].to_pylist() for rule in json.loads(rules or "[]"))
@@ -125,7 +139,7 @@ def _runs(folder: Path) -> list[dict[str, Any]]:
     found = []
     receipts = [*folder.glob("*.run/receipt.json"), *folder.glob("*/summary.json")]
     for path in sorted(receipts, key=lambda p: p.stat().st_mtime):
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_text(encoding="utf-8"))
         summary = document.get("summary", document)
         values = {**summary, **summary.get("evaluation", {})}
         grid = path.parent / "grid.png"

@@ -1,39 +1,73 @@
-"""What a dataset holds: receipts, releases, and its writer. Reads documents only, no rows."""
+"""What a dataset holds: receipts, releases, and its writer.
+
+Counts are those of the last finished run, marked where the recipe or the code has changed since. Reads documents
+and the source's listing, no rows.
+"""
 
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
+from nextloom.errors import UserError
+from nextloom.pipelines.plan import Planner
 from nextloom.pipelines.recipe import Graph, Recipe
 from nextloom.store.dataset import Dataset
-from nextloom.store.lease import holder
+from nextloom.store.lease import holder, is_dead
 
 
 def dataset_status(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
-    """Counts per step, releases, and the present writer, as plain data."""
+    """Counts per step, releases, and the present writer, as plain data.
+
+    `current` of a step: its counts are about the step as the recipe has it now; None where that cannot be told
+    (no run yet, or the source or weights are absent).
+    """
     steps = []
+    fingerprints = _fingerprints(recipe, dataset)
     for step in Graph(recipe):
         receipt = dataset.receipt(step.name) or {}
-        keep = ("counts", "fingerprint", "finished", "cpu_seconds_per_row")
-        steps.append({"step": step.name, "op": step.op.name, **{key: receipt.get(key) for key in keep}})
-        steps[-1]["counts"] = receipt.get("counts", {})
+        keep = ("fingerprint", "finished", "cpu_seconds_per_row")
+        known = receipt and step.name in fingerprints
+        steps.append(
+            {
+                "step": step.name,
+                "op": step.op.name,
+                "current": receipt["fingerprint"] == fingerprints[step.name] if known else None,
+                "counts": receipt.get("counts", {}),
+                **{key: receipt.get(key) for key in keep},
+            }
+        )
     releases = []
     for name in dataset.documents.names("releases"):
         document = dataset.documents.read(name) or {}
-        keys = sum(f["rows"] for f in document["selection"]["files"])
-        releases.append({"name": document["name"], "rows": keys, "columns": list(document["columns"])})
-    lease = holder(dataset.documents)
-    writer = None
-    if lease and not lease["released"]:
-        age = time.time() - lease["beat"]
-        writer = (
-            f"process {lease['pid']} on {lease['host'].partition('/')[0]}: {lease['purpose']}, seen {age:.0f} s ago"
-        )
+        rows = document.get("rows_count")
+        releases.append({"name": document["name"], "rows": rows, "columns": list(document["columns"])})
     return {
         "dataset": recipe.dataset,
         "uri": dataset.uri,
         "steps": steps,
         "releases": releases,
-        "writer": writer,
+        "writer": _writer(dataset),
     }
+
+
+def _fingerprints(recipe: Recipe, dataset: Dataset) -> dict[str, str]:
+    """step -> its fingerprint under this recipe, as far as it can be told."""
+    try:
+        planner = Planner(recipe, dataset)
+    except UserError:  # no source to list; what the dataset holds can be said all the same
+        return {}
+    for step in planner.graph:
+        with suppress(UserError):  # its weights are absent
+            planner.identify(step)
+    return planner.fingerprints
+
+
+def _writer(dataset: Dataset) -> str | None:
+    """Who holds the lease; None when nobody does, or its holder died."""
+    lease = holder(dataset.documents)
+    if not lease or lease["released"] or is_dead(lease):
+        return None
+    age = time.time() - lease["beat"]
+    return f"process {lease['pid']} on {lease['host'].partition('/')[0]}: {lease['purpose']}, seen {age:.0f} s ago"
