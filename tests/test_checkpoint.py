@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nextloom.errors import UserError
-from nextloom.train import checkpoint
+from nextloom.train import checkpoint, loop
 from nextloom.train.decoder import DecoderTask
 from nextloom.train.loop import make_optimizer, train
 from nextloom.train.recipe import DecoderRecipe
@@ -224,3 +224,13 @@ def test_weight_decay_is_on_matrices_alone(root):
     after = train(task, wanted, IDENTITY)[0].state_dict()
     assert torch.allclose(after.pop("0.weight"), before["0.weight"] * 0.95)
     assert all(torch.equal(value, before[name]) for name, value in after.items())
+
+
+def test_workers_that_see_different_checkpoints_are_refused(root, undisturbed, monkeypatch):
+    def gather(every: list, mine: list[str]) -> None:
+        every[:] = [mine, []]
+
+    monkeypatch.setattr(loop.dist, "all_gather_object", gather)
+    folder = undisturbed[1].parent.parent
+    with pytest.raises(UserError, match=rf"different newest checkpoints: step-{STEPS:09d}, none(.|\n)*share"):
+        loop._same_checkpoint(folder, 2)
