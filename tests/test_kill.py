@@ -47,7 +47,10 @@ def prepare(root: Path) -> Path:
 
 
 def without_paths(columns: dict) -> dict:
-    return {step: [{k: v for k, v in row.items() if k not in ("uri", "version")} for row in rows] for step, rows in columns.items()}
+    return {
+        step: [{k: v for k, v in row.items() if k not in ("uri", "version")} for row in rows]
+        for step, rows in columns.items()
+    }
 
 
 @pytest.fixture(scope="module")

@@ -249,7 +249,11 @@ class Run:
         bad = pa.concat_tables(
             [c.filter(pc.field("error").is_valid()).select(["id", "error"]) for c in columns.values()]
         )
-        good = pc.invert(pc.is_in(first["id"], bad["id"])) if bad.num_rows else pa.array([True] * first.num_rows, pa.bool_())
+        good = (
+            pc.invert(pc.is_in(first["id"], bad["id"]))
+            if bad.num_rows
+            else pa.array([True] * first.num_rows, pa.bool_())
+        )
         clean = {name: table.filter(good) for name, table in columns.items()}
         try:
             values = ray.get(ray.remote(max_retries=2)(_reduce_task).remote(step.op, clean))
