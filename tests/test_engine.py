@@ -23,6 +23,8 @@ STEPS = {
     "duplicate": {"op": "near_duplicate", "reads": ["phash"], "max_distance": 4},
     "keep": {"op": "select", "where": "stats.brightness > 0.2 and not duplicate.hit"},
     "mean": {"op": "toy_ops:Mean", "rows": "keep"},
+    "wide": {"op": "select", "rows": "keep", "where": "stats.width >= 1"},
+    "length": {"op": "toy_ops:KeyLength", "rows": "wide"},
 }
 
 
@@ -44,11 +46,15 @@ def test_threshold_new_files_changed_and_deleted(tmp_path):
     looser, _ = build(tmp_path, with_threshold(0.1))
     before = plans(looser, dataset)
     assert before["stats"].todo == before["phash"].todo == before["duplicate"].todo == 0
-    assert before["keep"].cause.startswith("CONFIG where stats.brightness > 0.2")
+    assert (
+        before["keep"].cause
+        == "CONFIG where ...s.brightness > 0.2 and not duplic... -> ...s.brightness > 0.1 and not duplic..."
+    )
     again = run(looser, dataset)
     newly = again["keep"]["kept"] - keep["kept"]
     assert again["stats"]["done"] == again["duplicate"]["done"] == 0
     assert before["mean"].todo == again["mean"]["done"] == newly > 0
+    assert before["length"].todo == again["length"]["done"] == newly, "through two selects"
 
     write_pictures(tmp_path / "pics", 10, start=100)
     grown = plans(looser, dataset)

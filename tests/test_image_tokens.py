@@ -18,7 +18,8 @@ from nextloom.tokenize.image_tokens import ImageTokens
 from nextloom.tokenize.schedule import FINAL_GRIDS, schedule
 from nextloom.tokenize.tokenizer import Tokenizer
 from nextloom.tokenize.tokenizer_config import digest, unpack_indices
-from nextloom.train.tokenizer import TokenizerConfigRecipe, TokenizerTask
+from nextloom.train.recipe import TokenizerRecipe
+from nextloom.train.tokenizer import TokenizerTask
 from toy_tokenizers import SMALL, random_tokenizer
 
 CONFIG = SMALL.model_copy(update={"pixel_dim": 4})
@@ -119,7 +120,8 @@ def test_training_and_extraction_see_bitwise_the_same_picture(folder):
     op = ready(folder)
     op._tokenizer.__class__ = Recorder
     op.measure(row(height=64, width=48))
-    task = TokenizerTask(TokenizerConfigRecipe(tokenizer=CONFIG, scales=4, batch=1), [picture(height=64, width=48)])
+    recipe = TokenizerRecipe(output="", dataset="", release="", steps=900, tokenizer=CONFIG, scales=4, batch=1)
+    task = TokenizerTask(recipe, [picture(height=64, width=48)])
     batch = task.batch(0)["pictures"]
     assert torch.equal(seen[0], batch)
     assert np.array_equal(batch[0].numpy(), pixels.to_model(picture(height=64, width=48), *batch.shape[2:]))

@@ -11,7 +11,7 @@ QUIET = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
-    "OMP_WAIT_POLICY": "passive",  # threads that spin at barriers starve the other workers of a small machine
+    "GOMP_SPINCOUNT": "30000",  # threads that spin longer at barriers starve the other workers of a small machine
 }
 
 

@@ -238,7 +238,8 @@ class Planner:
         if receipt:
             plan.cause = self._cause(step, receipt) or "INPUT"
         self.results[step.name] = self.rowsets[step.name] = None
-        if isinstance(step.op, Select) and inputs is not None:
+        listed = rows is not None and not (isinstance(rows, Guess) and rows.extra)
+        if isinstance(step.op, Select) and listed and None not in [self.results[name] for name in step.reads]:
             verdicts = self.decide(step)
             kept = verdicts.filter(pc.equal(verdicts["verdict"], "kept"))["id"].to_numpy()
             self.rowsets[step.name] = Guess(kept)
@@ -254,7 +255,7 @@ class Planner:
         old, new = receipt["config"], self.identities[step.name]
         changed = [key for key in new if old.get(key) != new[key]]
         if changed:
-            return "CONFIG " + ", ".join(f"{key} {_short(old.get(key))} -> {_short(new[key])}" for key in changed)
+            return "CONFIG " + ", ".join(f"{key} {_change(str(old.get(key)), str(new[key]))}" for key in changed)
         return "INPUT"
 
 
@@ -293,6 +294,22 @@ def _take(table: Table, schema: pa.Schema, ids: np.ndarray) -> pa.Table:
     return take_ids(table.uri, table.files(), ids, names)
 
 
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _same(a: str, b: str) -> int:
+    """How many characters two texts share from the start."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _change(old: str, new: str, around: int = 16) -> str:
+    """``old -> new``; of long texts the part that differs, with a little of what stands around it."""
+    if max(len(old), len(new)) <= 40:
+        return f"{old} -> {new}"
+    start = _same(old, new)
+    end = _same(old[start:][::-1], new[start:][::-1])
+    first = max(0, start - around)
+
+    def part(text: str) -> str:
+        last = min(len(text), len(text) - end + around)
+        shown = ("..." if first else "") + text[first:last] + ("..." if last < len(text) else "")
+        return shown if len(shown) <= 80 else shown[:77] + "..."
+
+    return f"{part(old)} -> {part(new)}"

@@ -19,9 +19,9 @@ from nextloom.train.folder import FAILURE, read, write
 from nextloom.train.recipe import TrainRecipe
 from nextloom.train.work import work
 
-PATIENT = {"OMP_WAIT_POLICY": "passive"}
-"""Threads that wait sleep. By default they spin, and on a machine that other processes share a step of two threads
-took 10 s instead of 0.5 s. Read when torch is loaded."""
+PATIENT = {"GOMP_SPINCOUNT": "30000"}
+"""Threads that wait go to sleep soon. By default they spin ten times as long, and on a machine that other processes
+share a step of two threads took 10 s instead of 0.5 s. Read when torch is loaded."""
 
 log = logging.getLogger(__name__)
 

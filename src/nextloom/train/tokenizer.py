@@ -14,7 +14,6 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -165,8 +164,3 @@ class TokenizerTask:
 def _shuffled(count: int, *names: str | int) -> np.ndarray:
     """range(count) in the order of its hashes."""
     return np.argsort(hash64(np.arange(count), *names), kind="stable")
-
-
-def TokenizerConfigRecipe(**fields: Any) -> TokenizerRecipe:
-    """For `tests/test_image_tokens.py` alone, until it builds a `TokenizerRecipe`."""
-    return TokenizerRecipe(output="", dataset="", release="", steps=900, **fields)
