@@ -48,7 +48,7 @@ def test_threshold_new_files_changed_and_deleted(tmp_path):
     assert before["stats"].todo == before["phash"].todo == before["duplicate"].todo == 0
     assert (
         before["keep"].cause
-        == "CONFIG where ...s.brightness > 0.2 and not duplic... -> ...s.brightness > 0.1 and not duplic..."
+        == "CONFIG where stats.brightness > 0.2 and not duplicate.hit -> stats.brightness > 0.1 and not duplicate.hit"
     )
     again = run(looser, dataset)
     newly = again["keep"]["kept"] - keep["kept"]

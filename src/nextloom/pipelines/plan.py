@@ -299,17 +299,18 @@ def _same(a: str, b: str) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _change(old: str, new: str, around: int = 16) -> str:
-    """``old -> new``; of long texts the part that differs, with a little of what stands around it."""
+def _change(old: str, new: str, around: int = 12) -> str:
+    """``old -> new``; of long texts the part that differs, with the words that stand around it."""
     if max(len(old), len(new)) <= 40:
         return f"{old} -> {new}"
     start = _same(old, new)
     end = _same(old[start:][::-1], new[start:][::-1])
-    first = max(0, start - around)
+    first = old.rfind(" ", 0, max(0, start - around)) + 1
 
     def part(text: str) -> str:
-        last = min(len(text), len(text) - end + around)
-        shown = ("..." if first else "") + text[first:last] + ("..." if last < len(text) else "")
+        stop = text.find(" ", len(text) - end + around)
+        last = len(text) if stop < 0 else stop
+        shown = ("... " if first else "") + text[first:last] + (" ..." if last < len(text) else "")
         return shown if len(shown) <= 80 else shown[:77] + "..."
 
     return f"{part(old)} -> {part(new)}"
