@@ -155,7 +155,7 @@ def test_a_model_that_cannot_load_stops_the_step(tmp_path):
 def test_one_fetch_and_one_decode_per_pass(tmp_path):
     write_pictures(tmp_path / "pics", 6)
     recipe, dataset = build(tmp_path, {"stats": {"op": "image_stats"}, "phash": {"op": "perceptual_hash"}})
-    from nextloom import pixels
+    from nextloom import content, pixels
     from nextloom.pipelines import worker
     from nextloom.pipelines.plan import Planner
 
@@ -175,7 +175,7 @@ def test_one_fetch_and_one_decode_per_pass(tmp_path):
             return call
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(worker, "fetch", counted("fetch", worker.fetch))
+            patch.setattr(content, "fetch", counted("fetch", content.fetch))
             patch.setattr(pixels, "decode", counted("decode", pixels.decode))
             rows = worker.Source(dataset.rows.uri, tuple(dataset.rows.files()))
             import pyarrow as pa

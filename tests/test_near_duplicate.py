@@ -112,9 +112,9 @@ def test_a_missing_column_is_named():
 
 def test_a_plan_refuses_a_step_without_the_column():
     op = NearDuplicate(reads=("stats",), column="hsh")
-    op.check({"stats": ["id", "hsh"]}, "steps.duplicate.reads")
+    op.check({"stats": ["id", "hsh"]}, "steps.duplicate")
     with pytest.raises(UserError, match=r"^steps\.duplicate\.reads: 'stats' has no column 'hsh'; did you mean 'hash'"):
-        op.check({"stats": ["id", "hash"]}, "steps.duplicate.reads")
+        op.check({"stats": ["id", "hash"]}, "steps.duplicate")
 
 
 @pytest.mark.parametrize(("max_distance", "count"), [(6, 100_000), (8, 40_000)])

@@ -135,7 +135,7 @@ def test_unknown_names_are_refused_with_a_suggestion():
     with pytest.raises(UserError, match=r"^where: .*did you mean 'photo'\?"):
         decide("foto.short_side > 1", photo=photo)
     with pytest.raises(UserError, match=r"^steps\.keep\.where: "):
-        SelectWhere(where="photo.x > 1").check({"photo": ["y"]}, "steps.keep.where")
+        SelectWhere(where="photo.x > 1").check({"photo": ["y"]}, "steps.keep")
 
 
 def test_a_rule_is_true_or_false_and_takes_every_value():

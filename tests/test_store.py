@@ -16,11 +16,13 @@ from deltalake import DeltaTable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nextloom.curation.source import Item, Source, item_table
 from nextloom.io import Folder
 from nextloom.op import ERROR, MAX_CHILDREN, child_id
-from nextloom.store.dataset import ITEM, Changes, Dataset
+from nextloom.store.dataset import Dataset
 from nextloom.store.files import File, read_files, take_ids, windows, write_file
 from nextloom.store.lease import Lease, LeaseHeld, LeaseLost
+from nextloom.store.listing import Changes
 from nextloom.store.release import Release, open_release, publish
 from nextloom.store.rowset import describe, source_rows
 from nextloom.store.table import Table
@@ -33,6 +35,15 @@ with Dataset(sys.argv[1]).lease("nextloom run holder.yaml"):
     print("held", flush=True)
     time.sleep(120)
 """
+
+
+class Two(Source):
+    """Two objects."""
+
+    name = "two"
+
+    def items(self, unit, known):
+        return item_table(Item(key, f"/{key}", 1, "1") for key in "ab")
 
 
 def rows(*ids: int) -> pa.Table:
@@ -82,8 +93,7 @@ def test_of_many_candidates_one_gets_the_lease(tmp_path):
 def test_release_stays_readable_after_300_commits_and_old_log_entries(tmp_path):
     dataset = Dataset(str(tmp_path / "d"))
     with dataset.lease("test"):
-        listing = pa.table({n: ["a", "b"] if n != "size" else [1, 2] for n in ITEM.names}, schema=ITEM)
-        Changes(dataset, lambda known: listing).apply()
+        Changes(dataset, Two()).apply()
         table = dataset.column("score", "f1")
         table.commit(SCHEMA, [write_file(table.uri, rows(0, 1))])
         version = table.version()

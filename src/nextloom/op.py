@@ -40,6 +40,9 @@ CHILDREN = pa.schema(
         ("ordinal", pa.int32()),
         ("key", pa.string()),
         ("uri", pa.string()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("member", pa.string()),
         ("version", pa.string()),
         ("frame", pa.int32()),
         ("children", pa.int32()),
@@ -70,6 +73,32 @@ class Row:
     """step name -> {column: value} for every step in the op's `reads`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """What the numbers of a score mean. Two scores compare, and a threshold holds, on one scale alone."""
+
+    name: str
+    """Model and version, with the resolution where the number depends on it: ``laion-aesthetic-v2``."""
+    low: float
+    high: float
+    """The range that real pictures cover; a threshold outside of it is refused as one of another scale."""
+
+
+class RowFailure(Exception):
+    """An error that keeps what was measured before it: a row with an `error` and some values.
+
+    Args:
+        kind: the `type` in the row's error, such as ``HttpStatus``.
+        message: what happened, in a sentence.
+        transient: whether trying again could help.
+        values: column -> value, of those the op announces; the others are null.
+    """
+
+    def __init__(self, kind: str, message: str, *, transient: bool = False, values: Mapping[str, Any] | None = None):
+        super().__init__(message)
+        self.kind, self.transient, self.values = kind, transient, dict(values or {})
+
+
 @dataclass(slots=True)
 class Child:
     """One child row of an `Expand`: `frame` is what the decoder needs to find it inside the parent's bytes."""
@@ -89,6 +118,8 @@ class Execution(Model):
     """Rows per written file and per unit of retry."""
     max_error_rate: float = Field(1.0, ge=0, le=1)
     """Largest share of failed rows, 0..1; beyond it the step stops. Judged after 1,000 rows or at the end."""
+    workers: int | None = Field(None, gt=0)
+    """Worker processes of a pass with this op; default: as many as CPUs and GPUs allow."""
 
 
 class Op(Model):
@@ -137,6 +168,19 @@ class RowOp(Op):
         """Arrow schema of the step's table: id, values, error."""
         return pa.schema([("id", pa.int64()), *self.columns(), ("error", ERROR)])
 
+    def score_scales(self) -> Mapping[str, Scale]:
+        """Column -> scale of the scores among `columns()` whose numbers mean something on one scale alone."""
+        return {}
+
+    def check(self, known: Mapping[str, Iterable[str]], where: str) -> None:
+        """Raise a `UserError` when a step this op reads lacks a column it needs; `known`: step -> columns."""
+
+    def check_scales(self, scales: Mapping[str, Mapping[str, Scale]], where: str) -> None:
+        """Raise a `UserError` when a threshold is on another scale than its column.
+
+        `scales`: step -> column -> its scale.
+        """
+
 
 class Annotate(RowOp):
     """row -> values. Implement `measure`, or `process` when a model wants batches."""
@@ -144,6 +188,10 @@ class Annotate(RowOp):
     needs: ClassVar[Literal["nothing", "bytes", "pixels"]] = "nothing"
     batch: ClassVar[int] = 1
     """Rows handed to `process` at a time."""
+    content: ClassVar[str] = ""
+    """A column with file bytes, of an op that fetches them: what reads this step looks at those pictures."""
+    apart: ClassVar[bool] = False
+    """Runs in a pass of its own, as what waits for a service should."""
 
     def version(self) -> str:
         shared = f"+{pixels.DECODE_VERSION}" if self.needs == "pixels" else ""
@@ -178,9 +226,6 @@ class Expand(RowOp):
 class Reduce(RowOp):
     """Whole columns -> one column, replaced whole whenever any input differs."""
 
-    def check(self, known: Mapping[str, Iterable[str]], where: str) -> None:
-        """Raise a `UserError` when a step in `reads` lacks a column this op needs; `known`: step -> columns."""
-
     def reduce(self, columns: Mapping[str, pa.Table]) -> pa.Table:
         """`columns`: step -> table(id, values..., error) over the same rows, sorted by id.
 
@@ -194,10 +239,6 @@ class Select(RowOp):
 
     def used(self) -> tuple[str, ...]:
         """Names of the steps that the rule reads, as written in it (`source` is the rows table)."""
-        raise NotImplementedError
-
-    def check(self, known: Mapping[str, Iterable[str]], where: str) -> None:
-        """Raise a `UserError` when the rule names a step or column that `known` (step -> columns) lacks."""
         raise NotImplementedError
 
     def decide(self, columns: Mapping[str, pa.Table]) -> pa.Table:
@@ -227,7 +268,8 @@ def error_value(stage: str, error: BaseException) -> dict[str, Any]:
     """The `error` struct of a row: where it failed, why, and whether trying again could help."""
     transient = isinstance(error, (ConnectionError, TimeoutError)) or getattr(error, "transient", False)
     message = str(error)[:500].encode("utf-8", "backslashreplace").decode()
-    return {"stage": stage, "type": type(error).__name__, "message": message, "transient": bool(transient)}
+    kind = error.kind if isinstance(error, RowFailure) else type(error).__name__
+    return {"stage": stage, "type": kind, "message": message, "transient": bool(transient)}
 
 
 def canonical(data: Any) -> str:

@@ -23,10 +23,11 @@ from pathlib import PurePosixPath
 from typing import ClassVar
 from urllib.parse import quote
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from nextloom.config import RootPath
-from nextloom.curation.source import Item, Source
+from nextloom.curation.source import Item, Source, item_table
 from nextloom.errors import UserError
 from nextloom.io import fetch, filesystem, is_uri
 
@@ -60,8 +61,12 @@ class Files(Source):
     suffixes: tuple[str, ...] = SUFFIXES
     """Suffixes that make a file a picture, in any case."""
 
+    def items(self, unit: str, known: Mapping[str, str]) -> pa.Table:
+        """As in `Source`; all folders are one unit."""
+        return item_table(self.listing(known))
+
     def listing(self, known: Mapping[str, str] | None = None) -> list[Item]:
-        """Pictures sorted by key; see `Source.listing`.
+        """Pictures sorted by key, keys unique; those that are `known` without captions and sidecars.
 
         Raises:
             UserError: a folder is missing or cannot be read, or two folders of the list hold the same key.

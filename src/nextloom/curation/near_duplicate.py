@@ -67,7 +67,8 @@ class NearDuplicate(Reduce):
         (step,) = self.reads
         names = list(known[step])
         if self.column not in names:
-            raise UserError(f"{step!r} has no column {self.column!r}; {did_you_mean(self.column, names)}", where=where)
+            hint = did_you_mean(self.column, names)
+            raise UserError(f"{step!r} has no column {self.column!r}; {hint}", where=f"{where}.reads")
 
     def reduce(self, columns: Mapping[str, pa.Table]) -> pa.Table:
         """Group, hit and distance of each row; null where the hash is.

@@ -46,7 +46,7 @@ class SelectWhere(Select):
         """The parts that AND joins at the top, as written: what `decide` gives as reasons."""
         return parse(self.where).parts
 
-    def check(self, known: Mapping[str, Iterable[str]], where: str = "where") -> None:
+    def check(self, known: Mapping[str, Iterable[str]], where: str = "") -> None:
         """Refuse a rule that names what is not there.
 
         Args:
@@ -56,6 +56,7 @@ class SelectWhere(Select):
         Raises:
             UserError: an unknown step or column, with the nearest name.
         """
+        where = f"{where}.where".lstrip(".")
         for step, column in parse(self.where).columns:
             if step not in known:
                 raise UserError(f"no step {step!r}; {did_you_mean(step, known)}", where=where)

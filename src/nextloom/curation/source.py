@@ -1,16 +1,20 @@
 """The source contract: where rows come from.
 
 A source lists objects; it decodes nothing and keeps nothing. Identity of rows (ids, tombstones) belongs to the
-store, which compares two listings by `key` and `version`: a new version under a known key is a new row.
+store, which compares two listings unit by unit, and inside a unit by `key` and `version`: a new version under a
+known key is a new row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import pyarrow as pa
 
 from nextloom.config import Model
+from nextloom.store.dataset import ITEM
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +32,47 @@ class Item:
     caption: str | None = None
     sidecar: str | None = None
     """JSON text: the sidecar as it is, or an object with `error` where one could not be read."""
+    offset: int | None = None
+    """Where the object begins inside `uri`, for the member of a tar."""
+    member: str | None = None
+    """What it is inside `uri`, otherwise; see `nextloom.content`."""
 
 
 class Source(Model):
-    """Base of all sources; a frozen config, as ops are."""
+    """Base of all sources; a frozen config, as ops are.
+
+    One that lists a folder implements `items` alone. One over shards also implements `units`, so that a shard that
+    did not change is not opened again.
+    """
 
     name: ClassVar[str]
+    code_version: ClassVar[int] = 1
+    """Bumped when equal shards would be listed otherwise."""
 
-    def listing(self, known: Mapping[str, str] | None = None) -> list[Item]:
-        """Every object, sorted by key, keys unique.
+    def identity(self) -> dict[str, Any]:
+        """What a listing depends on besides the shards: while it is equal, an equal unit is not listed again."""
+        return {"op": self.name, "code_version": self.code_version, **self.model_dump(mode="json")}
+
+    def units(self) -> dict[str, str]:
+        """Name -> version of each unit, in the order in which new rows get their ids.
+
+        A version is what a stat or an etag tells. "" means that only listing the unit can tell what changed.
+        """
+        return {"": ""}
+
+    def items(self, unit: str, known: Mapping[str, str]) -> pa.Table:
+        """Objects of a unit, schema `store.dataset.ITEM`, keys unique, in a stable order.
 
         Args:
+            unit: one of `units()`.
             known: key -> version of objects whose sidecars are not wanted again; where the version is still the
-                same, `caption` and `sidecar` are None and nothing but the folder was read.
+                same, `caption` and `sidecar` may be null.
         """
         raise NotImplementedError
+
+
+def item_table(items: Iterable[Item]) -> pa.Table:
+    """Items as a table of schema `ITEM`, without units."""
+    items = list(items)
+    columns = {name: [getattr(item, name, None) for item in items] for name in ITEM.names}
+    return pa.table(columns, schema=ITEM)

@@ -7,7 +7,6 @@ complete is evaluated in memory, so a plan can say what a new threshold would se
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nextloom.curation.source import Source
 from nextloom.errors import UserError
-from nextloom.op import CHILDREN, Annotate, Expand, Op, Select, digest
+from nextloom.op import CHILDREN, Annotate, Expand, Op, Reduce, Select, digest
 from nextloom.pipelines.recipe import SOURCE, Graph, Recipe, Step
-from nextloom.store.dataset import ITEM, ROWS, Changes, Dataset
+from nextloom.store.dataset import ROWS, Dataset
 from nextloom.store.files import take_ids
+from nextloom.store.listing import Changes
 from nextloom.store.rowset import Guess, RowSet, child_rows, files_digest, missing, source_rows
 from nextloom.store.table import Table
 
@@ -56,7 +55,7 @@ class Planner:
     def __init__(self, recipe: Recipe, dataset: Dataset, *, retry_errors: bool = False) -> None:
         self.recipe, self.dataset, self.graph = recipe, dataset, Graph(recipe)
         self.retry_errors = retry_errors
-        self.changes: Changes | None = Changes(dataset, lambda known: listing_table(recipe.source, known))
+        self.changes: Changes | None = Changes(dataset, recipe.source)
         self.fingerprints: dict[str, str] = {}
         self.identities: dict[str, dict[str, Any]] = {}
         self.results: dict[str, str | None] = {}
@@ -90,6 +89,8 @@ class Planner:
             UserError: nothing is listed where rows are known, which is more often a missing mount than a wish.
         """
         if not self.changes:
+            if self.changes is not None:
+                self.changes.note()
             return ""
         buried = len(self.changes.gone)
         if buried and not self.changes.new.num_rows and not len(self.changes.kept) and not self.recipe.run.allow_empty:
@@ -144,7 +145,8 @@ class Planner:
         """The tables that a Reduce or Select reads, on exactly the rows it is wanted on, sorted by id."""
         rows = self.wanted(step)
         ids = rows.all_ids()
-        out = {name: _take(self.table(name), self.graph[name].op.table_schema(), ids) for name in step.reads}
+        whole = isinstance(step.op, Reduce)
+        out = {name: _take(self.table(name), self.graph[name].op.table_schema(), ids, whole) for name in step.reads}
         if isinstance(step.op, Select):
             out[SOURCE] = self.domain_rows(step, ids)
         return out
@@ -152,8 +154,8 @@ class Planner:
     def domain_rows(self, step: Step, ids: np.ndarray) -> pa.Table:
         """The rows that `step` is about: of the source, or children of an Expand."""
         if step.domain == SOURCE:
-            return _take(self.dataset.rows, ROWS, ids)
-        return _take(self.table(step.domain), CHILDREN, ids).drop_columns(["error"])
+            return _take(self.dataset.rows, ROWS, ids, True)
+        return _take(self.table(step.domain), CHILDREN, ids, True).drop_columns(["error"])
 
     def decide(self, step: Step) -> pa.Table:
         """Verdicts of a Select on the rows it is wanted on; a `UserError` names the step."""
@@ -265,13 +267,6 @@ def plan(recipe: Recipe, dataset: Dataset, *, to: str | None = None, retry_error
     return [planner.source(), *(planner.judge(step) for step in planner.graph.upto(to))]
 
 
-def listing_table(source: Source, known: Mapping[str, str]) -> pa.Table:
-    """What the source lists now, schema `ITEM`; sidecars of what is `known` (key -> version) are not read again."""
-    items = source.listing(known)
-    columns = {name: [getattr(item, name) for item in items] for name in ITEM.names}
-    return pa.table(columns, schema=ITEM)
-
-
 def op_identity(op: Op, where: str) -> dict[str, Any]:
     """Fields of `op` that change its result, with weights replaced by the digest of their content."""
     identity = op.identity()
@@ -286,9 +281,9 @@ def op_identity(op: Op, where: str) -> dict[str, Any]:
     return identity
 
 
-def _take(table: Table, schema: pa.Schema, ids: np.ndarray) -> pa.Table:
-    """Rows of `ids`, without binary columns: no rule or reducer looks into token bytes."""
-    names = [field.name for field in schema if not pa.types.is_binary(field.type)]
+def _take(table: Table, schema: pa.Schema, ids: np.ndarray, whole: bool) -> pa.Table:
+    """Rows of `ids`; unless `whole`, without binary columns, since no rule looks into tokens or embeddings."""
+    names = [field.name for field in schema if whole or not pa.types.is_binary(field.type)]
     if not len(ids):
         return schema.empty_table().select(names)
     return take_ids(table.uri, table.files(), ids, names)

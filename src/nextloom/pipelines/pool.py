@@ -34,7 +34,8 @@ class Crew:
         self._tasks, self._rows = tasks, rows
         self._cpus = max(t.op.execution.num_cpus for t in tasks)
         self._gpus = sum(t.op.execution.num_gpus for t in tasks)
-        self._size = workers or max(1, int(cpus // self._cpus))
+        asked = [t.op.execution.workers for t in tasks if t.op.execution.workers]
+        self._size = min([workers or max(1, int(cpus // self._cpus)), *asked])
         self._check_resources()
 
     def _check_resources(self) -> None:

@@ -103,6 +103,8 @@ class Step:
     domain: str
     """`source`, or the Expand whose children these rows are."""
     reads: tuple[str, ...]
+    content: str | None = None
+    """The step in `reads` whose column holds the bytes of the row; None: they are where the source says."""
 
     @property
     def kind(self) -> str:
@@ -181,14 +183,19 @@ class Graph:
     def _place(self, name: str) -> Step:
         op = self._recipe.steps[name]
         rows = op.rows or SOURCE
-        step = Step(name, op, rows, self._domain_of(rows, f"steps.{name}.rows"), self._reads(op))
+        reads = self._reads(op)
+        bringing = [other for other in reads if getattr(self._recipe.steps[other], "content", "")]
+        if len(bringing) > 1:
+            raise UserError(f"{bringing[0]!r} and {bringing[1]!r} both bring bytes", where=f"steps.{name}.reads")
+        domain = self._domain_of(rows, f"steps.{name}.rows")
+        step = Step(name, op, rows, domain, reads, bringing[0] if bringing else None)
         for other in step.reads:
             self._check_covers(other, step)
+        known = self._columns_of(step)
         if isinstance(op, Select):
-            rows_schema = ROWS if step.domain == SOURCE else CHILDREN
-            op.check({SOURCE: rows_schema.names, **self._columns_of(step)}, f"steps.{name}.where")
-        if isinstance(op, Reduce):
-            op.check(self._columns_of(step), f"steps.{name}.reads")
+            known[SOURCE] = (ROWS if step.domain == SOURCE else CHILDREN).names
+        op.check(known, f"steps.{name}")
+        op.check_scales({other: self.steps[other].op.score_scales() for other in step.reads}, f"steps.{name}")
         if isinstance(op, Expand) and step.domain != SOURCE and self.steps[step.domain].domain != SOURCE:
             raise UserError("children of children of children have no room in an id", where=f"steps.{name}.rows")
         return step

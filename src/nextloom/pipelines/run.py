@@ -72,8 +72,7 @@ class Run:
         while left:
             ready = [s for s in left.values() if not ({s.rows, s.domain, *s.reads} & left.keys())]
             together = [s for s in ready if isinstance(s.op, Annotate | Expand)]
-            domain = together[0].domain if together else None
-            batch = [s for s in together if s.domain == domain] or ready[:1]
+            batch = _one_pass(together) or ready[:1]
             plans = {s.name: self.planner.judge(s) for s in batch}
             self._pass([(s, plans[s.name]) for s in batch if isinstance(s.op, Annotate | Expand)])
             for step in batch:
@@ -119,7 +118,10 @@ class Run:
         assert isinstance(step.op, Annotate | Expand)
         weights = {name: self.planner.identities[step.name][name] for name in step.op.weights}
         weights = {name: planned for name, planned in weights.items() if planned is not None}
-        return Task(step.name, step.op, self.planner.table(step.name).uri, reads, weights)
+        content = None
+        if step.content:
+            content = (step.content, self.planner.graph[step.content].op.content)  # pyrefly: ignore[missing-attribute]
+        return Task(step.name, step.op, self.planner.table(step.name).uri, reads, weights, content)
 
     def _rows_of(self, step: Step) -> Source:
         table = self.dataset.rows if step.domain == SOURCE else self.planner.table(step.domain)
@@ -293,6 +295,13 @@ class Run:
                 **extra,
             },
         )
+
+
+def _one_pass(ready: list[Step]) -> list[Step]:
+    """Those of the ready steps that share a pass with the first: same row domain, none that wants one of its own."""
+    if not ready or getattr(ready[0].op, "apart", False):
+        return ready[:1]
+    return [s for s in ready if s.domain == ready[0].domain and not getattr(s.op, "apart", False)]
 
 
 def _reduce_task(op: Reduce, columns: dict[str, pa.Table]) -> pa.Table:

@@ -17,9 +17,19 @@ import numpy as np
 import pyarrow as pa
 
 from nextloom import pixels
+from nextloom.content import Content
 from nextloom.errors import UserError
-from nextloom.io import fetch
-from nextloom.op import INPUT_FAILED, MAX_CHILDREN, Annotate, Expand, Row, batched, child_id, error_value
+from nextloom.op import (
+    INPUT_FAILED,
+    MAX_CHILDREN,
+    Annotate,
+    Expand,
+    Row,
+    RowFailure,
+    batched,
+    child_id,
+    error_value,
+)
 from nextloom.store.files import File, take_ids, write_file
 
 
@@ -41,6 +51,13 @@ class Task:
     reads: Mapping[str, Source] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)
     """Field -> digest of the weights that the fingerprint was made with."""
+    content: tuple[str, str] | None = None
+    """(step in `reads`, its column) that holds the bytes of a row; None: the row itself says where they are."""
+
+    @property
+    def needs(self) -> str:
+        """nothing, bytes or pixels."""
+        return self.op.needs if isinstance(self.op, Annotate) else "bytes"
 
     def setup(self) -> None:
         """Load the op's weights.
@@ -72,6 +89,24 @@ class RowError(Exception):
         super().__init__(value["message"])
 
 
+@dataclass(slots=True)
+class _Loaded:
+    """One row of a chunk with what its tasks asked for, by where the bytes come from (see `Task.content`)."""
+
+    id: int
+    item: dict[str, Any]
+    reads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Of each task's step, its reads."""
+    raw: dict[tuple[str, str] | None, bytes] = field(default_factory=dict)
+    pixels: dict[tuple[str, str] | None, np.ndarray] = field(default_factory=dict)
+    errors: dict[tuple[str, str] | None, RowError] = field(default_factory=dict)
+
+    def of(self, task: Task) -> Row:
+        """The row as the op of `task` sees it."""
+        raw, rgb = self.raw.get(task.content), self.pixels.get(task.content)
+        return Row(self.id, self.item["key"], self.item, raw, rgb, self.reads[task.step])
+
+
 class Worker:
     """Runs the steps of one pass over chunks of ids. Built once per process: loads weights."""
 
@@ -81,6 +116,12 @@ class Worker:
         for task in tasks:
             task.setup()
         self._batch = max((t.op.batch for t in tasks if isinstance(t.op, Annotate)), default=1)
+        self._content = Content()
+        order = ("nothing", "bytes", "pixels")
+        self._needs: dict[tuple[str, str] | None, str] = {}
+        for task in tasks:
+            known = self._needs.get(task.content, "nothing")
+            self._needs[task.content] = max(known, task.needs, key=order.index)
 
     def __call__(self, chunk: pa.Table) -> pa.Table:
         """`chunk`: id, and per step a bool column that says whether it wants the row. Returns file records."""
@@ -91,12 +132,12 @@ class Worker:
         values: dict[str, list[dict[str, Any]]] = defaultdict(list)
         seconds: dict[str, float] = defaultdict(float)
         shared = time.process_time()
-        for rows, errors in self._load(ids):
+        for rows in self._load(ids):
             load = (time.process_time() - shared) / max(1, sum(bool(ids_) for ids_ in wanted.values()))
             for task in self._tasks:
                 mine = [row for row in rows if row.id in wanted[task.step]]
                 start = time.process_time()
-                values[task.step] += self._run(task, mine, errors)
+                values[task.step] += self._run(task, mine)
                 seconds[task.step] += time.process_time() - start + (load if mine else 0)
             shared = time.process_time()
         records = []
@@ -107,47 +148,54 @@ class Worker:
                 records.append({"step": task.step, **file.as_dict(), "done": done, "seconds": seconds[task.step]})
         return pa.Table.from_pylist(records, schema=RECORD)
 
-    def _load(self, ids: np.ndarray) -> Iterator[tuple[list[Row], dict[int, RowError]]]:
-        """Rows with bytes and pixels, a batch at a time; the second item holds what could not be fetched or decoded."""
+    def _load(self, ids: np.ndarray) -> Iterator[list[_Loaded]]:
+        """Rows with their inputs, a batch at a time; bytes and pixels are read once for all tasks that share them."""
         table = take_ids(self._rows.uri, self._rows.files, ids).to_pylist()
         reads = {t.step: {n: take_by_id(s, ids) for n, s in t.reads.items()} for t in self._tasks}
-        needs = {t.op.needs if isinstance(t.op, Annotate) else "bytes" for t in self._tasks}
-        last: tuple[str, bytes] | None = None
         for start in range(0, len(table), self._batch):
-            rows, errors = [], {}
-            for item in table[start : start + self._batch]:
-                row = Row(item["id"], item["key"], source=item)
-                row.reads = {t: {n: by_id.get(row.id) for n, by_id in cols.items()} for t, cols in reads.items()}
-                rows.append(row)
-                if needs == {"nothing"}:
-                    continue
-                try:
-                    if last is None or last[0] != item["uri"]:
-                        last = (item["uri"], fetch(item["uri"]))
-                    row.raw = last[1]
-                except Exception as error:
-                    errors[row.id] = RowError(error_value("fetch", error))
-                    continue
-                if "pixels" in needs:
-                    try:
-                        row.pixels = pixels.decode(row.raw, item.get("frame") or 0)
-                    except Exception as error:
-                        errors[row.id] = RowError(error_value("decode", error))
-            yield rows, errors
+            yield [self._inputs(item, reads) for item in table[start : start + self._batch]]
 
-    def _run(self, task: Task, rows: list[Row], errors: Mapping[int, RowError]) -> list[dict[str, Any]]:
+    def _inputs(self, item: dict[str, Any], reads: Mapping[str, Mapping[str, Mapping[int, Any]]]) -> _Loaded:
+        row = _Loaded(item["id"], item)
+        row.reads = {t: {n: by_id.get(row.id) for n, by_id in columns.items()} for t, columns in reads.items()}
+        for origin, needs in self._needs.items():
+            if needs == "nothing":
+                continue
+            try:
+                row.raw[origin] = self._bytes(row, origin)
+            except Exception as error:
+                row.errors[origin] = RowError(error_value("fetch", error))
+                continue
+            if needs == "pixels":
+                try:
+                    row.pixels[origin] = pixels.decode(row.raw[origin], item.get("frame") or 0)
+                except Exception as error:
+                    row.errors[origin] = RowError(error_value("decode", error))
+        return row
+
+    def _bytes(self, row: _Loaded, origin: tuple[str, str] | None) -> bytes:
+        if origin is None:
+            return self._content.fetch(row.item)
+        step, column = origin
+        values = next(reads[step] for reads in row.reads.values() if step in reads)
+        if values is None or values.get("error") or values[column] is None:
+            message = values["error"]["message"] if values and values.get("error") else f"no {column}"
+            raise RowFailure(INPUT_FAILED, f"{step}: {message}")
+        return values[column]
+
+    def _run(self, task: Task, rows: list[_Loaded]) -> list[dict[str, Any]]:
         """Value or error of each row, in order; of an Expand, children and markers."""
         out: dict[int, dict[str, Any] | Exception] = {}
         good = []
         for row in rows:
-            own = Row(row.id, row.key, row.source, row.raw, row.pixels, row.reads[task.step])
-            failed = _input_error(task, own, errors.get(row.id))
+            own = row.of(task)
+            failed = _input_error(task, own, row.errors.get(task.content))
             if failed:
                 out[row.id] = failed
             else:
                 good.append(own)
         if isinstance(task.op, Expand):
-            return [value for row in rows for value in _expand(task, row, out.get(row.id))]
+            return [value for row in rows for value in _expand(task, row.of(task), out.get(row.id))]
         for batch in batched(good, task.op.batch):
             out.update(zip([r.id for r in batch], _process(task.op, batch), strict=True))
         return [_value(task, self._names[task.step], row.id, out[row.id]) for row in rows]
@@ -175,9 +223,8 @@ def take_by_id(source: Source, ids: np.ndarray) -> dict[int, dict[str, Any]]:
 
 
 def _input_error(task: Task, row: Row, load: RowError | None) -> RowError | None:
-    needs = task.op.needs if isinstance(task.op, Annotate) else "bytes"
     stage = load.value["stage"] if load else None
-    if load and (stage == "fetch" or needs == "pixels") and needs != "nothing":
+    if load and (stage == "fetch" or task.needs == "pixels") and task.needs != "nothing":
         return load
     for name, values in row.reads.items():
         if values is None or values.get("error"):
@@ -201,7 +248,8 @@ def _value(task: Task, names: set[str], row_id: int, result: dict[str, Any] | Ex
     if isinstance(result, RowError):
         return {"id": row_id, "error": result.value}
     if isinstance(result, Exception):
-        return {"id": row_id, "error": error_value(task.step, result)}
+        kept = result.values if isinstance(result, RowFailure) else {}
+        return {**kept, "id": row_id, "error": error_value(task.step, result)}
     problem = _problem(result, names)
     if problem:
         return {"id": row_id, "error": error_value(task.step, problem)}
@@ -222,6 +270,7 @@ def _problem(result: Any, names: set[str]) -> Exception | None:
 def _expand(task: Task, row: Row, failed: dict[str, Any] | Exception | None) -> list[dict[str, Any]]:
     """Children of one row and its marker; a row that fails half-way has no children."""
     children: list[dict[str, Any]] = []
+    place = {name: row.source.get(name) for name in ("uri", "offset", "size", "member", "version")}
     error = failed.value if isinstance(failed, RowError) else None
     if error is None:
         try:
@@ -235,15 +284,13 @@ def _expand(task: Task, row: Row, failed: dict[str, Any] | Exception | None) -> 
                         "parent": row.id,
                         "ordinal": ordinal,
                         "key": str(child.key),
-                        "uri": row.source["uri"],
-                        "version": row.source["version"],
+                        **place,
                         "frame": int(child.frame),
                     }
                 )
         except Exception as problem:
             error, children = error_value(task.step, problem), []
     marker = {"id": child_id(row.id, MAX_CHILDREN), "parent": row.id, "ordinal": MAX_CHILDREN, "key": row.key}
-    place = {"uri": row.source["uri"], "version": row.source["version"]}
     return [*children, {**marker, **place, "children": len(children), "error": error}]
 
 

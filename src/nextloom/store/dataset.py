@@ -3,7 +3,7 @@
     <dataset>/rows, gone                   Delta tables: every row ever seen, and tombstones of those that vanished
     <dataset>/columns/<step>/<fingerprint> Delta table of one column: id, values, error
     <dataset>/packs/<name>/<fingerprint>   Delta table of one pack plan
-    <dataset>/receipts/<step>.json         what a finished step was computed from
+    <dataset>/receipts/<step>.json         what a finished step was computed from; of `source`, the units listed
     <dataset>/releases/<name>-NNNN.json    immutable manifests with their own file lists
     <dataset>/lease/N.json                 the one writer
 
@@ -13,30 +13,32 @@ readable for the releases that list its files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nextloom.errors import UserError
 from nextloom.io import Folder, join
-from nextloom.store.files import read_files, write_file
+from nextloom.store.files import read_files
 from nextloom.store.lease import Lease
 from nextloom.store.table import Table
 
 ITEM = pa.schema(
     [
         ("key", pa.string()),
+        ("unit", pa.string()),
         ("uri", pa.string()),
+        ("offset", pa.int64()),
         ("size", pa.int64()),
+        ("member", pa.string()),
         ("version", pa.string()),
         ("caption", pa.string()),
         ("sidecar", pa.string()),
     ]
 )
-"""What a source lists: its own key, where the bytes are, and a version that changes when they (or sidecars) do."""
+"""What a source lists: its own key, the unit it lies in, where the bytes are (`nextloom.content` reads them), a
+version that changes when they (or sidecars) do, and what the source says about them."""
 ROWS = pa.schema([("id", pa.int64()), *ITEM])
 GONE = pa.schema([("id", pa.int64())])
 
@@ -105,79 +107,3 @@ class Dataset:
         """The live rows, sorted by id, with `id` and `columns`."""
         data, gone = self.all_rows(columns), self.gone_ids()
         return data.filter(pc.invert(pc.is_in(data["id"], pa.array(gone)))) if len(gone) else data
-
-
-class Changes:
-    """What a listing would change: rows to add, bury, revive, and rows whose bytes lie elsewhere now.
-
-    An object is known by its key and version, wherever it lies: a source that was moved, narrowed for a run, or
-    unmounted for an hour keeps its ids. A new version under a known key is a new row.
-    """
-
-    def __init__(self, dataset: Dataset, listing: Callable[[Mapping[str, str]], pa.Table]) -> None:
-        """Compare a listing with all rows ever seen; nothing is written.
-
-        Args:
-            dataset: whose rows.
-            listing: from key -> version of what is known to a table of schema `ITEM` with unique keys; objects that
-                are known need no caption or sidecar.
-        """
-        self._dataset = dataset
-        known = dataset.all_rows(["key", "uri", "version"])
-        gone = dataset.gone_ids()
-        versions = dict(zip(known["key"].to_pylist(), known["version"].to_pylist(), strict=True))
-        items = listing(versions)
-        counts = items.group_by("key").aggregate([("key", "count")])
-        twice = counts.filter(pc.greater(counts["key_count"], 1))
-        if twice.num_rows:
-            key, count = twice["key"][0].as_py(), twice["key_count"][0].as_py()
-            raise UserError(f"key {key!r} is listed {count} times", where="source")
-        identity = ["key", "version"]
-        new = items.join(known, keys=identity, join_type="left anti")
-        self.new = new.take(pc.sort_indices(new["key"])).select(ITEM.names)
-        seen = known.join(items.select([*identity, "uri"]), keys=identity, join_type="inner", right_suffix="_now")
-        live = seen["id"].to_numpy()
-        ids = known["id"].to_numpy()
-        self._gone = np.setdiff1d(ids, live)
-        self.gone = np.setdiff1d(self._gone, gone)
-        """Ids of rows to bury."""
-        self.revived = np.intersect1d(gone, live)
-        """Ids of buried rows that are there again."""
-        moved = seen.filter(pc.not_equal(seen["uri"], seen["uri_now"]))
-        self._moved = dict(zip(moved["id"].to_pylist(), moved["uri_now"].to_pylist(), strict=True))
-        self.kept = np.sort(live)
-        """Ids that stay or come back."""
-
-    def __bool__(self) -> bool:
-        return bool(self.new.num_rows or len(self.gone) or len(self.revived) or self._moved)
-
-    def describe(self) -> str:
-        """Such as ``+200 -1``; "" when nothing changes."""
-        parts = [f"+{self.new.num_rows:,}"] if self.new.num_rows else []
-        parts += [f"-{len(self.gone):,}"] if len(self.gone) else []
-        parts += [f"{len(self.revived):,} back"] if len(self.revived) else []
-        parts += [f"{len(self._moved):,} moved"] if self._moved else []
-        return " ".join(parts)
-
-    def apply(self) -> None:
-        """Give new rows the next free ids in key order, bury and revive; ids are never used for another object.
-
-        Three commits; after a kill between them the same listing finds the rest to do.
-        """
-        rows, gone = self._dataset.rows, self._dataset.gone
-        if self._moved:
-            data = self._dataset.all_rows(ROWS.names[1:])
-            uris = [self._moved.get(i, u) for i, u in zip(data["id"].to_pylist(), data["uri"].to_pylist(), strict=True)]
-            data = data.set_column(data.column_names.index("uri"), "uri", pa.array(uris, pa.string())).select(
-                ROWS.names
-            )
-            rows.commit(ROWS, [write_file(rows.uri, data)], rows.files(), note="moved")
-        if len(self.gone) or len(self.revived):
-            buried = pa.table({"id": self._gone}, schema=GONE)
-            files = [write_file(gone.uri, buried)] if buried.num_rows else []
-            gone.commit(GONE, files, gone.files(), note="sync")
-        if self.new.num_rows:
-            start = max((f.max_id for f in rows.files()), default=-1) + 1
-            ids = pa.array(np.arange(start, start + self.new.num_rows, dtype=np.int64))
-            data = self.new.add_column(0, "id", ids).cast(ROWS)
-            rows.commit(ROWS, [write_file(rows.uri, data)], note="sync")

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from nextloom import pixels
+from nextloom.content import Content, ContentError
 from nextloom.errors import UserError
-from nextloom.io import fetch
 from nextloom.store.release import Release
 
 
@@ -35,16 +35,14 @@ def originals(release: Release, ids: np.ndarray | None = None) -> Iterator[Origi
     Raises:
         UserError: a file is gone, has another size than when it was listed, or gives no pixels any more.
     """
-    last: tuple[str, bytes] | None = None
+    content = Content()
     for row in release.rows(ids).to_pylist():
         try:
-            if last is None or last[0] != row["uri"]:
-                last = (row["uri"], fetch(row["uri"]))
-            size = row.get("size")
-            if size is not None and size != len(last[1]):
-                raise pixels.PictureError(f"it has {len(last[1]):,} bytes, {size:,} when it was listed")
-            rgb = pixels.decode(last[1], row.get("frame") or 0)
-        except (OSError, pixels.PictureError) as error:
+            raw, size = content.fetch(row), row.get("size")
+            if size and size != len(raw):
+                raise pixels.PictureError(f"it has {len(raw):,} bytes, {size:,} when it was listed")
+            rgb = pixels.decode(raw, row.get("frame") or 0)
+        except (OSError, ContentError, pixels.PictureError) as error:
             raise UserError(
                 f"{row['key']} of release {release.name} gives no picture any more: {error}",
                 where=row["uri"],

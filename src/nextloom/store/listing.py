@@ -1,0 +1,152 @@
+"""What a listing would change in the rows of a dataset, and the change itself.
+
+A source lists *units*: a tar, a Parquet file, a folder. A unit whose version is the one of the last listing is not
+looked into, so a plan over a million shards opens none of them; one without a version (a folder) always is. Inside a
+unit an object is known by its key and version, wherever it lies: a source that was moved, narrowed for a run, or
+unmounted for an hour keeps its ids. A new version under a known key is a new row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nextloom.errors import UserError
+from nextloom.op import digest
+from nextloom.store.dataset import GONE, ITEM, ROWS, Dataset
+from nextloom.store.files import write_file
+
+SOURCE = "source"
+LISTERS = 16
+"""Units looked into at once."""
+
+
+class Lists(Protocol):
+    """What `Changes` asks of a source."""
+
+    def identity(self) -> Any:
+        """Plain data; while it is the same, equal versions of a unit mean equal items."""
+
+    def units(self) -> Mapping[str, str]:
+        """Name -> version of each unit; "" where only looking inside can tell."""
+
+    def items(self, unit: str, known: Mapping[str, str]) -> pa.Table:
+        """Objects of a unit, schema `ITEM` (its `unit` may be null), keys unique; `known` is key -> version of
+        objects whose caption and sidecar are not wanted again."""
+
+
+class Changes:
+    """Rows to add, bury, revive, and rows whose bytes lie elsewhere now; nothing is written before `apply`."""
+
+    def __init__(self, dataset: Dataset, source: Lists) -> None:
+        """Compare what the source lists with all rows ever seen.
+
+        Raises:
+            UserError: a key is listed twice, or the source cannot be listed.
+        """
+        self._dataset = dataset
+        self._before = dataset.receipt(SOURCE) or {}
+        units = dict(source.units())
+        self._document = {"identity": digest(source.identity()), "units": units}
+        old = self._before.get("units", {}) if self._before.get("identity") == self._document["identity"] else {}
+        same = {name for name, version in units.items() if version and old.get(name) == version}
+        self.new, self._moved = ITEM.empty_table(), dict[int, str]()
+        self._gone: np.ndarray = np.empty(0, np.int64)
+        self.gone = self.revived = self.kept = self._gone
+        if same != set(units) or same != set(old):
+            self._compare(source, [name for name in units if name not in same], same)
+
+    def _compare(self, source: Lists, names: list[str], same: set[str]) -> None:
+        known = self._dataset.all_rows(["key", "unit", "uri", "version"])
+        settled = pc.is_in(known["unit"], pa.array(sorted(same), pa.string()))
+        here, elsewhere = known.filter(settled), known.filter(pc.invert(settled))
+        gone = self._dataset.gone_ids()
+        versions = dict(zip(elsewhere["key"].to_pylist(), elsewhere["version"].to_pylist(), strict=True))
+        items = _list(source, names, versions)
+        here_live = here.filter(pc.invert(pc.is_in(here["id"], pa.array(gone))))
+        _assert_unique(pa.concat_tables([items.select(["key", "unit"]), here_live.select(["key", "unit"])]))
+        identity = ["key", "version"]
+        at = items.append_column("at", pa.array(np.arange(items.num_rows)))
+        new = at.join(elsewhere.select(identity), keys=identity, join_type="left anti")
+        self.new = new.sort_by("at").select(ITEM.names)
+        seen = elsewhere.join(items.select([*identity, "uri"]), keys=identity, join_type="inner", right_suffix="_now")
+        live, here_ids = seen["id"].to_numpy(), here["id"].to_numpy()
+        buried = np.setdiff1d(elsewhere["id"].to_numpy(), live)
+        self._gone = np.union1d(np.intersect1d(gone, here_ids), buried)
+        self.gone = np.setdiff1d(buried, gone)
+        """Ids of rows to bury."""
+        self.revived = np.intersect1d(gone, live)
+        """Ids of buried rows that are there again."""
+        moved = seen.filter(pc.not_equal(seen["uri"], seen["uri_now"]))
+        self._moved = dict(zip(moved["id"].to_pylist(), moved["uri_now"].to_pylist(), strict=True))
+        self.kept = np.union1d(live, np.setdiff1d(here_ids, gone))
+        """Ids that stay or come back."""
+
+    def __bool__(self) -> bool:
+        return bool(self.new.num_rows or len(self.gone) or len(self.revived) or self._moved)
+
+    def describe(self) -> str:
+        """Such as ``+200 -1``; "" when nothing changes."""
+        parts = [f"+{self.new.num_rows:,}"] if self.new.num_rows else []
+        parts += [f"-{len(self.gone):,}"] if len(self.gone) else []
+        parts += [f"{len(self.revived):,} back"] if len(self.revived) else []
+        parts += [f"{len(self._moved):,} moved"] if self._moved else []
+        return " ".join(parts)
+
+    def apply(self) -> None:
+        """Give new rows the next free ids in listed order, bury and revive, and note the units.
+
+        Ids are never used for another object. After a kill between the commits the same listing finds the rest.
+        """
+        rows, gone = self._dataset.rows, self._dataset.gone
+        if self._moved:
+            data = self._dataset.all_rows(ROWS.names[1:])
+            uris = [self._moved.get(i, u) for i, u in zip(data["id"].to_pylist(), data["uri"].to_pylist(), strict=True)]
+            data = data.set_column(data.column_names.index("uri"), "uri", pa.array(uris, pa.string()))
+            rows.commit(ROWS, [write_file(rows.uri, data.select(ROWS.names))], rows.files(), note="moved")
+        if len(self.gone) or len(self.revived):
+            buried = pa.table({"id": self._gone}, schema=GONE)
+            files = [write_file(gone.uri, buried)] if buried.num_rows else []
+            gone.commit(GONE, files, gone.files(), note="sync")
+        if self.new.num_rows:
+            start = max((f.max_id for f in rows.files()), default=-1) + 1
+            ids = pa.array(np.arange(start, start + self.new.num_rows, dtype=np.int64))
+            data = self.new.add_column(0, "id", ids).cast(ROWS)
+            rows.commit(ROWS, [write_file(rows.uri, data)], note="sync")
+        self.note()
+
+    def note(self) -> None:
+        """Remember the versions of the units, so that the next listing looks into none that is the same."""
+        if self._document != self._before:
+            self._dataset.write_receipt(SOURCE, self._document)
+
+
+def _list(source: Lists, names: list[str], known: Mapping[str, str]) -> pa.Table:
+    """The items of `names`, in their order."""
+
+    def look(name: str) -> pa.Table:
+        items = source.items(name, known)
+        at = ITEM.get_field_index("unit")
+        return items.set_column(at, ITEM.field("unit"), pa.array([name] * items.num_rows, pa.string())).cast(ITEM)
+
+    with ThreadPoolExecutor(min(LISTERS, max(1, len(names)))) as pool:
+        return pa.concat_tables([ITEM.empty_table(), *pool.map(look, names)])
+
+
+def _assert_unique(listed: pa.Table) -> None:
+    counts = listed.group_by("key").aggregate([("key", "count"), ("unit", "min"), ("unit", "max")])
+    twice = counts.filter(pc.greater(counts["key_count"], 1))
+    if twice.num_rows:
+        first = twice.slice(0, 1).to_pylist()[0]
+        units = sorted({first["unit_min"], first["unit_max"]} - {""})
+        place = f" (in {' and '.join(units)})" if units else ""
+        raise UserError(
+            f"key {first['key']!r} is listed {first['key_count']} times{place}; {twice.num_rows} keys are",
+            where="source",
+            next="keys name rows for good: mend the source, or choose keys that are unique, such as `keys: unit`",
+        )
