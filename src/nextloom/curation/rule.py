@@ -1,17 +1,20 @@
 """A rule: a SQL expression about one row, taken apart by DuckDB's own parser (https://duckdb.org).
 
 `parse` says which `step.column` a rule reads and which parts AND joins at its top, and refuses what looks beyond
-the row or differs from run to run: aggregates, windows, subqueries, `random()`, `now()`.
+the row or differs from run to run: aggregates, windows, subqueries, `random()`, `now()`. `comparisons` lists the
+numbers that it compares columns with.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import duckdb
 
@@ -26,6 +29,16 @@ _REFUSED = {
 }
 _ALLOWED = {"COLUMN_REF", "CONSTANT", "COMPARISON", "CONJUNCTION", "OPERATOR", "FUNCTION", "CAST", "CASE"}
 _ALLOWED |= {"BETWEEN", "COLLATE", "TYPE"}
+Operator = Literal[">", ">=", "<", "<=", "=", "<>"]
+_OPERATORS: dict[str, tuple[Operator, Operator]] = {
+    "COMPARE_GREATERTHAN": (">", "<"),
+    "COMPARE_GREATERTHANOREQUALTO": (">=", "<="),
+    "COMPARE_LESSTHAN": ("<", ">"),
+    "COMPARE_LESSTHANOREQUALTO": ("<=", ">="),
+    "COMPARE_EQUAL": ("=", "="),
+    "COMPARE_NOTEQUAL": ("<>", "<>"),
+}
+"""DuckDB's name -> the operator, and what it is with its sides changed."""
 _TOKEN = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|--[^\n]*|/\*.*?\*/|\w+|\s+|.", re.DOTALL)
 
 
@@ -37,6 +50,20 @@ class Rule:
     """(step, column) pairs in the order of the text."""
     parts: tuple[str, ...]
     """SQL of the parts that AND joins at the top; all must be true."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A column beside a number, the column written first: ``5 < a.b`` is ``a.b > 5``."""
+
+    step: str
+    column: str
+    operator: Operator
+    value: float
+    part: int
+    """Index, in `Rule.parts`, of the part that holds it."""
+    alone: bool
+    """It is that whole part, or one end of the BETWEEN that is: moving the number moves this rule alone."""
 
 
 def connect(threads: int = 1) -> duckdb.DuckDBPyConnection:
@@ -73,6 +100,49 @@ def parse(sql: str) -> Rule:
     if not columns:
         raise ValueError("the rule reads no step.column; `source.id is not null` keeps every row")
     return Rule(tuple(dict.fromkeys(columns)), _parts(sql, root))
+
+
+@lru_cache(maxsize=256)
+def comparisons(sql: str) -> tuple[Comparison, ...]:
+    """Where a rule compares a column with a number, in the order of the text.
+
+    Raises:
+        ValueError: as `parse`.
+    """
+    found = []
+    for place, part in enumerate(parse(sql).parts):
+        root = _expression(part)
+        for node in _nodes(root):
+            for column, operator, number in _compared(node):
+                value = _number(number)
+                if column["class"] == "COLUMN_REF" and value is not None:
+                    step, name = column["column_names"][:2]
+                    found.append(Comparison(step, name, operator, value, place, node is root))
+    return tuple(found)
+
+
+def _compared(node: dict[str, Any]) -> list[tuple[dict[str, Any], Operator, dict[str, Any]]]:
+    """(column, operator, number) that `node` may be, for both ways to write it."""
+    if node["type"] == "COMPARE_BETWEEN":
+        return [(node["input"], ">=", node["lower"]), (node["input"], "<=", node["upper"])]
+    if node["type"] not in _OPERATORS:
+        return []
+    operator, turned = _OPERATORS[node["type"]]
+    return [(node["left"], operator, node["right"]), (node["right"], turned, node["left"])]
+
+
+def _number(tree: dict[str, Any]) -> float | None:
+    """Value of an expression without columns; None if it has some, or is no finite number."""
+    if any(node["class"] == "COLUMN_REF" for node in _nodes(tree)):
+        return None
+    try:
+        row = _database().execute(f"SELECT {_sql(tree)}").fetchone()
+    except duckdb.Error:
+        return None
+    value = row[0] if row else None
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or not math.isfinite(value):
+        return None
+    return float(value)
 
 
 def _expression(sql: str) -> dict[str, Any]:
