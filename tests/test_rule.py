@@ -1,9 +1,8 @@
 """Comparisons with numbers that a rule makes: what a report draws as thresholds."""
 
-import duckdb
 import pytest
 
-from nextloom.curation.rule import comparisons, parse
+from nextloom.curation.rule import comparisons, compared_columns, parse
 
 
 def told(sql: str) -> list[tuple]:
@@ -44,4 +43,14 @@ def test_a_comparison_alone_says_what_its_part_says():
         for value in (1.5, 2, 2.5, 3, 4, 4.5, 5, 5.5):
             bare = parts[place].replace(f"a.{mine[0].column}", f"{value}::double")
             ours = all(eval(f"{value} {c.operator} {c.value}") for c in mine)
-            assert ours == duckdb.sql(f"select {bare}").fetchone()[0], (parts[place], value)
+            assert [(ours,)] == connect().sql(f"select {bare}").fetchall(), (parts[place], value)
+
+
+def test_a_cast_column_counts_and_a_field_inside_a_column_does_not():
+    assert found("a.x::double > 1 / 4") == [("a.x", ">", 0.25, 0, True)]
+    assert found("a.s.f > 1 and a.x * 2 > 9") == []
+
+
+def test_columns_compared_with_columns():
+    sql = "a.x >= cut.threshold and not (b.y::int between a.z and 3) and a.x + 1 > b.w"
+    assert compared_columns(sql) == ((("a", "x"), ("cut", "threshold")), (("a", "z"), ("b", "y")))
