@@ -2,7 +2,7 @@
 
 import pytest
 
-from nextloom.curation.rule import comparisons, compared_columns, parse
+from nextloom.curation.rule import compared_columns, comparisons, connect, parse
 
 
 def told(sql: str) -> list[tuple]:
@@ -47,8 +47,8 @@ def test_a_comparison_alone_says_what_its_part_says():
 
 
 def test_a_cast_column_counts_and_a_field_inside_a_column_does_not():
-    assert found("a.x::double > 1 / 4") == [("a.x", ">", 0.25, 0, True)]
-    assert found("a.s.f > 1 and a.x * 2 > 9") == []
+    assert told("a.x::double > 1 / 4") == [("a.x", ">", 0.25, 0, True)]
+    assert told("a.s.f > 1 and a.x * 2 > 9") == []
 
 
 def test_columns_compared_with_columns():

@@ -2,6 +2,7 @@
 
 import json
 import time
+from datetime import date
 
 import numpy as np
 import pyarrow as pa
@@ -116,6 +117,7 @@ def test_used_names_steps_in_order_once():
         ("count(*) over () > 1 and a.x", "a window function"),
         ("a.x > random()", "the same verdict every time"),
         ("a.day < now()", "the same verdict every time"),
+        ("age(a.day) > interval 1 day", "the same verdict every time"),
         ("lowr(a.x) = 'a'", "did you mean 'lower'"),
         ("a.x > ?", "a parameter"),
         ("columns('.*') > 1", "cannot hold"),
@@ -144,6 +146,12 @@ def test_a_rule_is_true_or_false_and_takes_every_value():
     with pytest.raises(UserError, match="cannot be evaluated"):
         decide("source.caption::int > 1", source=source(caption=["x"]))
     assert decide("try_cast(source.caption as int) > 1", source=source(caption=["x"]))[0][1] == "rejected"
+
+
+def test_arithmetic_in_a_rule():
+    rows = decide("a.x + 1 - a.y * 2 > 0 and year(a.day) = 2024",
+                  a=column({"x": [10, 1], "y": [2, 1], "day": [date(2024, 2, 3), date(2024, 2, 3)]}))  # fmt: skip
+    assert [row[1] for row in rows] == ["kept", "rejected"]
 
 
 def test_tables_of_different_ids_are_refused():

@@ -114,11 +114,30 @@ def comparisons(sql: str) -> tuple[Comparison, ...]:
         root = _expression(part)
         for node in _nodes(root):
             for column, operator, number in _compared(node):
-                value = _number(number)
-                if column["class"] == "COLUMN_REF" and value is not None:
-                    step, name = column["column_names"][:2]
-                    found.append(Comparison(step, name, operator, value, place, node is root))
+                name, value = _column(column), _number(number)
+                if name and value is not None:
+                    found.append(Comparison(*name, operator, value, place, node is root))
     return tuple(found)
+
+
+@lru_cache(maxsize=256)
+def compared_columns(sql: str) -> tuple[tuple[tuple[str, str], tuple[str, str]], ...]:
+    """Pairs of (step, column) that a rule compares with each other, in the order of the text.
+
+    Raises:
+        ValueError: as `parse`.
+    """
+    parse(sql)
+    pairs = [(_column(a), _column(b)) for node in _nodes(_expression(sql)) for a, _, b in _compared(node)]
+    return tuple(dict.fromkeys((a, b) if a <= b else (b, a) for a, b in pairs if a and b))
+
+
+def _column(node: dict[str, Any]) -> tuple[str, str] | None:
+    """(step, column) of a bare or cast column; None of anything else, a field inside a column included."""
+    while node["class"] == "CAST":
+        node = node["child"]
+    names = node["column_names"] if node["class"] == "COLUMN_REF" else ()
+    return (names[0], names[1]) if len(names) == 2 else None
 
 
 def _compared(node: dict[str, Any]) -> list[tuple[dict[str, Any], Operator, dict[str, Any]]]:
@@ -183,9 +202,11 @@ def _database() -> duckdb.DuckDBPyConnection:
 
 @lru_cache
 def _functions() -> dict[str, tuple[str, str | None]]:
-    """Function name -> (kind, stability)."""
-    query = "SELECT function_name, function_type, stability FROM duckdb_functions()"
-    return {name: (kind, stability) for name, kind, stability in _database().execute(query).fetchall()}
+    """Function name -> (kind, stability) of its most harmless form: ``-`` has one that depends on the time zone."""
+    query = """SELECT function_name, function_type, stability FROM duckdb_functions()
+        ORDER BY function_type IN ('scalar', 'macro'), stability = 'CONSISTENT' NULLS FIRST"""
+    functions = {name: (kind, stability) for name, kind, stability in _database().execute(query).fetchall()}
+    return functions | {"age": ("scalar", "VOLATILE")}  # of one argument it reads the clock
 
 
 def _assert_plain_function(name: str) -> None:
