@@ -9,7 +9,7 @@ import pytest
 
 import zoo
 from nextloom.config import validate
-from nextloom.curation.files import Files
+from nextloom.curation.sources.files import Files
 from nextloom.errors import UserError
 from nextloom.io import fetch
 
@@ -154,7 +154,7 @@ def scanning(monkeypatch, change):
         with scandir(folder) as entries:
             yield change(folder, list(entries))
 
-    monkeypatch.setattr("nextloom.curation.files.os.scandir", changed)
+    monkeypatch.setattr("nextloom.curation.sources.files.os.scandir", changed)
 
 
 def test_what_vanishes_while_it_is_listed_is_no_row(tmp_path, monkeypatch):

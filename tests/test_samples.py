@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nextloom import pixels, samples
-from nextloom.curation.files import Files
+from nextloom.curation.sources.files import Files
 from nextloom.errors import UserError
 from nextloom.samples import write_samples
 

@@ -9,7 +9,7 @@ from nextloom.curation.source import Source
 from nextloom.errors import UserError, did_you_mean
 from nextloom.op import Op
 
-SOURCES = ("nextloom.curation.files:Files",)
+SOURCES = ("nextloom.curation.sources.files:Files",)
 
 OPS = (
     "nextloom.curation.gif_frames:GifFrames",
