@@ -50,6 +50,25 @@ def laplacian(grey: np.ndarray) -> np.ndarray:
     return p[:-2, 1:-1] + p[2:, 1:-1] + p[1:-1, :-2] + p[1:-1, 2:] - 4 * grey
 
 
+def m3(rgb: np.ndarray) -> float:
+    """Colourfulness as the paper writes it."""
+    r, g, b = (rgb[..., i].astype(np.float64) for i in range(3))
+    rg, yb = r - g, (r + g) / 2 - b
+    return np.sqrt(rg.std() ** 2 + yb.std() ** 2) + 0.3 * np.sqrt(rg.mean() ** 2 + yb.mean() ** 2)
+
+
+def plain_share(rgb: np.ndarray, tolerance: int) -> float:
+    """Share of pixels near the mean of the pixels that fall into the fullest box of colours."""
+    flat = [tuple(int(v) for v in colour) for colour in rgb.reshape(-1, 3)]
+    boxes: dict[tuple, list] = {}
+    for colour in flat:
+        boxes.setdefault(tuple(v // 16 for v in colour), []).append(colour)
+    fullest = max(sorted(boxes), key=lambda box: len(boxes[box]))
+    mean = [round(sum(channel) / len(boxes[fullest])) for channel in zip(*boxes[fullest], strict=True)]
+    near = [all(abs(v - m) <= tolerance for v, m in zip(colour, mean, strict=True)) for colour in flat]
+    return sum(near) / len(flat)
+
+
 def plain_hash(grey32: np.ndarray) -> int:
     """pHash by the textbook's double sum."""
     n = np.arange(32)
@@ -66,6 +85,7 @@ def plain_hash(grey32: np.ndarray) -> int:
 def test_image_stats_golden():
     grey = grey_of(golden())
     share = np.unique(grey, return_counts=True)[1] / grey.size
+    small = np.stack([blocks(np.asarray(golden())[..., i], 32, 48) for i in range(3)], axis=-1)
     values = run(ImageStats(sharpness_side=32), golden())
     expected = {
         "width": 192,
@@ -76,10 +96,14 @@ def test_image_stats_golden():
         "sharpness": laplacian(blocks(grey, 32, 48)).var(),
         "brightness": grey.mean() / 255,
         "entropy": -(share * np.log2(share)).sum(),
+        "colourfulness": m3(small),
+        "border": 0.0,
+        "plain": values["plain"],  # one pixel rounded otherwise changes it: below, without scaling
     }
     assert values == pytest.approx(expected, rel=2e-3), BUMP
-    stored = {"sharpness": 2882.545, "brightness": 0.4878625, "entropy": 7.619639}
+    stored = {"sharpness": 2877.706, "brightness": 0.4878625, "entropy": 7.619639, "colourfulness": 166.367}
     assert {key: values[key] for key in stored} == pytest.approx(stored, rel=1e-3), BUMP
+    assert run(ImageStats(), golden())["plain"] == plain_share(np.asarray(golden()), 4), BUMP
 
 
 def test_perceptual_hash_golden():
@@ -112,8 +136,63 @@ def test_flat_pictures():
     white, black = (run(ImageStats(), Image.new("RGB", (40, 30), color)) for color in ((255,) * 3, (0,) * 3))
     assert (white["brightness"], white["entropy"], white["sharpness"]) == (1.0, 0.0, 0.0)
     assert (black["brightness"], black["entropy"], black["sharpness"]) == (0.0, 0.0, 0.0)
+    assert [picture[key] for picture in (white, black) for key in ("border", "plain")] == [1.0] * 4
     flat = {run(PerceptualHash(), Image.new("RGB", (40, 30), c))["hash"] for c in ("white", "red", "#888")}
     assert len(flat) == 1
+
+
+def noisy(width: int, height: int) -> np.ndarray:
+    return np.random.default_rng(5).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def framed(left: int, top: int, right: int, bottom: int, colour: tuple, picture: np.ndarray) -> np.ndarray:
+    """`picture` with strips of so many pixels at its sides."""
+    height, width = picture.shape[:2]
+    canvas = np.full((height + top + bottom, width + left + right, 3), colour, np.uint8)
+    canvas[top : top + height, left : left + width] = picture
+    return canvas
+
+
+@pytest.mark.parametrize(
+    "strips", [(0, 30, 0, 30), (40, 0, 40, 0), (12, 12, 12, 12), (0, 0, 0, 9), (0, 17, 0, 0), (5, 1, 0, 44)]
+)
+@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (30, 90, 200)])
+def test_border_is_the_share_of_uniform_strips(strips, colour):
+    image = framed(*strips, colour, noisy(100, 80))
+    expected = 1 - 100 * 80 / (image.shape[0] * image.shape[1])
+    assert run(ImageStats(), Image.fromarray(image))["border"] == pytest.approx(expected)
+
+
+def test_border_of_two_colours_of_jpeg_and_of_large_pictures():
+    both = framed(20, 0, 20, 0, (255,) * 3, framed(0, 10, 0, 30, (0,) * 3, noisy(100, 80)))
+    assert run(ImageStats(), Image.fromarray(both))["border"] == pytest.approx(1 - 8000 / both[..., 0].size)
+    drawn = np.kron(noisy(25, 20), np.ones((16, 16, 1), np.uint8))
+    letterbox = Image.fromarray(framed(0, 40, 0, 40, (0,) * 3, drawn))
+    jpeg = zoo.encoded(letterbox, "JPEG", quality=70)
+    assert 0.2 - 2 * 16 / 400 <= run(ImageStats(), jpeg)["border"] <= 0.2  # the block at its edge is not uniform
+    large = letterbox.resize((1500, 1500), Image.Resampling.NEAREST)
+    assert run(ImageStats(), large)["border"] == pytest.approx(0.2, abs=2 / 256)
+    assert run(ImageStats(), Image.fromarray(drawn))["border"] == 0
+
+
+def test_plain_background_is_seen_through_noise_and_jpeg():
+    image = np.full((200, 200, 3), (128, 127, 64), np.int16)  # on the edge of two boxes of colours
+    image += np.random.default_rng(1).integers(-2, 3, image.shape, np.int16)
+    image[50:150, 40:160] = noisy(120, 100)
+    values = run(ImageStats(), Image.fromarray(image.astype(np.uint8)))
+    assert values["plain"] == pytest.approx(0.7, abs=0.01) and values["border"] == pytest.approx(0.7, abs=0.01)
+    jpeg = zoo.encoded(Image.fromarray(image.astype(np.uint8)), "JPEG", quality=80)
+    assert run(ImageStats(), jpeg)["plain"] == pytest.approx(0.67, abs=0.05)
+    assert run(ImageStats(), Image.fromarray(noisy(200, 200)))["plain"] < 0.01
+
+
+def test_colourfulness_orders_pictures_and_is_zero_for_grey():
+    image = noisy(64, 64)
+    grey = np.repeat(image[..., :1], 3, axis=-1)
+    half = (image.astype(int) + grey) // 2
+    values = [run(ImageStats(), Image.fromarray(a.astype(np.uint8)))["colourfulness"] for a in (grey, half, image)]
+    assert values == pytest.approx([m3(a) for a in (grey, half, image)], rel=1e-3, abs=1e-9)
+    assert values[0] == 0 and values == sorted(values)
 
 
 def test_size_is_upright_and_channels_are_the_files(tmp_path):
@@ -165,7 +244,7 @@ def test_no_picture_has_no_children():
 
 
 def test_importing_the_ops_imports_nothing_heavy():
-    names = ("image_stats", "perceptual_hash", "near_duplicate", "gif_frames", "select", "files")
+    names = ("image_stats", "perceptual_hash", "near_duplicate", "gif_frames", "select", "sources.files")
     code = "import sys; " + "; ".join(f"import nextloom.curation.{name}" for name in names)
     code += "; print([m for m in ('cv2', 'torch', 'ray') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
