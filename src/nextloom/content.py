@@ -3,7 +3,8 @@
     uri                       the whole object
     uri, offset, size         a byte range: the member of an uncompressed tar
     uri, member "jpg#12"      row 12 of column `jpg` in a Parquet or Arrow file; a struct column gives its `bytes`
-    uri, member "!..."        nothing: the source could not read this unit, and says why
+    uri, member "!..."        nothing: what the source found there is broken, and this says how
+    uri, member "?..."        nothing: the source could not read this unit, and the next listing tries again
 
 Neighbours share what was opened: the last object, the last handle, the last row group stay in memory. References
 into a shard hold for the very object that was listed; one that changed since gives an error, never other bytes.
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 from nextloom.io import fetch, filesystem, is_uri
 
 WEB = ("http://", "https://")
+BROKEN, UNREAD = "!", "?"
 
 
 class ContentError(ValueError):
@@ -46,7 +48,7 @@ class Content:
             ContentError: the shard changed since it was listed, its member is null, or the row is a URL.
         """
         uri, member = row["uri"], row.get("member")
-        if member and member.startswith("!"):
+        if member and member.startswith((BROKEN, UNREAD)):
             raise ContentError(member[1:])
         if uri.startswith(WEB):
             raise ContentError("the row is a URL and has no bytes; read a `download` step")
@@ -90,16 +92,19 @@ class Content:
         system, inner = filesystem(uri)
         if stamp(system.get_file_info(inner)) != version.partition("+")[0]:
             raise ContentError("the shard changed since it was listed; run again")
-        file = system.open_input_file(inner)
-        opened = _Cells(file) if member else file
+        opened = _Cells(system, inner) if member else system.open_input_file(inner)
         self._opened = (uri, version, opened)
         return opened
 
 
 class _Cells:
-    """Row groups of a Parquet file, or record batches of an Arrow file, by number."""
+    """Row groups of a Parquet file, or record batches of an Arrow file, by number.
 
-    def __init__(self, file: pa.NativeFile) -> None:
+    A local Arrow file is mapped, so that of its batches only what is asked for is read.
+    """
+
+    def __init__(self, system: pafs.FileSystem, path: str) -> None:
+        file = system.open_input_file(path)
         head = file.read_at(6, 0)
         self._parquet = head.startswith(b"PAR1")
         if self._parquet:
@@ -107,6 +112,8 @@ class _Cells:
             meta = self._file.metadata
             self.sizes = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
             return
+        if isinstance(system, pafs.LocalFileSystem):
+            file = pa.memory_map(path)
         if head == b"ARROW1":
             reader = pa.ipc.open_file(file)
             self._file = [reader.get_batch(i) for i in range(reader.num_record_batches)]
@@ -137,4 +144,4 @@ def unit_stamp(uri: str) -> str:
     return stamp(system.get_file_info(inner))
 
 
-__all__ = ["WEB", "Content", "ContentError", "is_uri", "stamp", "unit_stamp"]
+__all__ = ["BROKEN", "UNREAD", "WEB", "Content", "ContentError", "is_uri", "stamp", "unit_stamp"]

@@ -16,12 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nextloom.content import UNREAD
 from nextloom.errors import UserError
 from nextloom.op import digest
 from nextloom.store.dataset import GONE, ITEM, ROWS, Dataset
 from nextloom.store.files import write_file
 
 SOURCE = "source"
+PLACE = ("unit", "uri", "offset", "member")
+"""Where the bytes of an object lie; not its identity."""
 LISTERS = 16
 """Units looked into at once."""
 
@@ -55,7 +58,7 @@ class Changes:
         self._document = {"identity": digest(source.identity()), "units": units}
         old = self._before.get("units", {}) if self._before.get("identity") == self._document["identity"] else {}
         same = {name for name, version in units.items() if version and old.get(name) == version}
-        self.new, self._moved = ITEM.empty_table(), dict[int, str]()
+        self.new, self._moved = ITEM.empty_table(), ROWS.empty_table().select(["id", *PLACE])
         self._gone: np.ndarray = np.empty(0, np.int64)
         self.gone = self.revived = self.kept = self._gone
         if same != set(units) or same != set(old):
@@ -68,13 +71,16 @@ class Changes:
         gone = self._dataset.gone_ids()
         versions = dict(zip(elsewhere["key"].to_pylist(), elsewhere["version"].to_pylist(), strict=True))
         items = _list(source, names, versions)
+        unread = pc.unique(items.filter(pc.starts_with(items["member"], UNREAD))["unit"]).to_pylist()
+        self._document["units"] |= dict.fromkeys(unread, "")  # looked into again by the next listing
         here_live = here.filter(pc.invert(pc.is_in(here["id"], pa.array(gone))))
         _assert_unique(pa.concat_tables([items.select(["key", "unit"]), here_live.select(["key", "unit"])]))
         identity = ["key", "version"]
         at = items.append_column("at", pa.array(np.arange(items.num_rows)))
         new = at.join(elsewhere.select(identity), keys=identity, join_type="left anti")
         self.new = new.sort_by("at").select(ITEM.names)
-        seen = elsewhere.join(items.select([*identity, "uri"]), keys=identity, join_type="inner", right_suffix="_now")
+        now = items.select([*identity, *PLACE]).rename_columns([*identity, *(f"{name}_now" for name in PLACE)])
+        seen = elsewhere.join(now, keys=identity, join_type="inner")
         live, here_ids = seen["id"].to_numpy(), here["id"].to_numpy()
         buried = np.setdiff1d(elsewhere["id"].to_numpy(), live)
         self._gone = np.union1d(np.intersect1d(gone, here_ids), buried)
@@ -82,20 +88,21 @@ class Changes:
         """Ids of rows to bury."""
         self.revived = np.intersect1d(gone, live)
         """Ids of buried rows that are there again."""
-        moved = seen.filter(pc.not_equal(seen["uri"], seen["uri_now"]))
-        self._moved = dict(zip(moved["id"].to_pylist(), moved["uri_now"].to_pylist(), strict=True))
+        other = pc.or_(pc.not_equal(seen["uri"], seen["uri_now"]), pc.not_equal(seen["unit"], seen["unit_now"]))
+        moved = seen.filter(other).select(["id", *(f"{name}_now" for name in PLACE)])
+        self._moved = moved.rename_columns(["id", *PLACE])
         self.kept = np.union1d(live, np.setdiff1d(here_ids, gone))
         """Ids that stay or come back."""
 
     def __bool__(self) -> bool:
-        return bool(self.new.num_rows or len(self.gone) or len(self.revived) or self._moved)
+        return bool(self.new.num_rows or len(self.gone) or len(self.revived) or self._moved.num_rows)
 
     def describe(self) -> str:
         """Such as ``+200 -1``; "" when nothing changes."""
         parts = [f"+{self.new.num_rows:,}"] if self.new.num_rows else []
         parts += [f"-{len(self.gone):,}"] if len(self.gone) else []
         parts += [f"{len(self.revived):,} back"] if len(self.revived) else []
-        parts += [f"{len(self._moved):,} moved"] if self._moved else []
+        parts += [f"{self._moved.num_rows:,} moved"] if self._moved.num_rows else []
         return " ".join(parts)
 
     def apply(self) -> None:
@@ -104,11 +111,12 @@ class Changes:
         Ids are never used for another object. After a kill between the commits the same listing finds the rest.
         """
         rows, gone = self._dataset.rows, self._dataset.gone
-        if self._moved:
+        if self._moved.num_rows:
             data = self._dataset.all_rows(ROWS.names[1:])
-            uris = [self._moved.get(i, u) for i, u in zip(data["id"].to_pylist(), data["uri"].to_pylist(), strict=True)]
-            data = data.set_column(data.column_names.index("uri"), "uri", pa.array(uris, pa.string()))
-            rows.commit(ROWS, [write_file(rows.uri, data.select(ROWS.names))], rows.files(), note="moved")
+            is_moved = pc.is_in(data["id"], self._moved["id"].combine_chunks())
+            moved = data.filter(is_moved).drop_columns(list(PLACE)).join(self._moved, keys="id")
+            data = pa.concat_tables([data.filter(pc.invert(is_moved)), moved.select(ROWS.names).cast(ROWS)])
+            rows.commit(ROWS, [write_file(rows.uri, data.sort_by("id"))], rows.files(), note="moved")
         if len(self.gone) or len(self.revived):
             buried = pa.table({"id": self._gone}, schema=GONE)
             files = [write_file(gone.uri, buried)] if buried.num_rows else []
