@@ -12,11 +12,22 @@ from nextloom.op import Op
 SOURCES = ("nextloom.curation.sources.files:Files",)
 
 OPS = (
+    "nextloom.curation.balance:Balance",
+    "nextloom.curation.caption:Caption",
+    "nextloom.curation.caption:Recaption",
+    "nextloom.curation.caption_qa:CaptionQa",
+    "nextloom.curation.embed:Embed",
     "nextloom.curation.gif_frames:GifFrames",
     "nextloom.curation.image_stats:ImageStats",
     "nextloom.curation.near_duplicate:NearDuplicate",
     "nextloom.curation.perceptual_hash:PerceptualHash",
+    "nextloom.curation.pick_labels:PickLabels",
+    "nextloom.curation.quantile:Quantile",
     "nextloom.curation.select:SelectWhere",
+    "nextloom.curation.source_hash:SourceHash",
+    "nextloom.curation.source_score:SourceScore",
+    "nextloom.curation.source_text:SourceText",
+    "nextloom.curation.zero_shot:ZeroShot",
     "nextloom.tokenize.image_tokens:ImageTokens",
     "nextloom.tokenize.packing:PackSamples",
     "nextloom.tokenize.text_tokens:TextTokens",
