@@ -31,13 +31,14 @@ Column = pa.Array | pa.ChunkedArray
 UNLABELLED = "(no label)"
 
 
-def tree(primary: Column, label: Column, verdicts: Column) -> list[Category]:
+def tree(primary: Column, label: Column, verdicts: Column, counts: Column | None = None) -> list[Category]:
     """The two-level tree of labels, largest category first, then by name, at both levels.
 
     Args:
         primary: first level of each row; null where the labels are a flat list, and the label itself is the category.
         label: second level of each row; null where it has none.
         verdicts: kept, rejected or failed; failed rows are not counted, since their label is not known.
+        counts: rows that each entry stands for, where equal rows were counted before; default 1.
 
     Returns:
         The categories. Rows with neither are counted under ``(no label)``.
@@ -50,7 +51,8 @@ def tree(primary: Column, label: Column, verdicts: Column) -> list[Category]:
     before: Counter[tuple[str, str]] = Counter()
     after: Counter[tuple[str, str]] = Counter()
     rows = pa.table({"primary": primary, "label": label, "verdict": verdicts})
-    for first, second, verdict, count in _rows(rows.group_by(rows.column_names).aggregate([([], "count_all")])):
+    counted = rows.append_column("count", pa.repeat(1, rows.num_rows) if counts is None else counts)
+    for first, second, verdict, count in _rows(counted.group_by(rows.column_names).aggregate([("count", "sum")])):
         if verdict == "failed":
             continue
         top = first if first is not None else second if second is not None else UNLABELLED

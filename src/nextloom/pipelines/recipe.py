@@ -36,6 +36,8 @@ class RunOptions(Model):
     """Worker processes; default: as many as the cluster has CPUs."""
     allow_empty: bool = False
     """Bury every row when the source lists nothing; else such a listing is refused."""
+    cpu_hour_price: float | None = Field(None, ge=0)
+    """What an hour of one CPU costs, in any currency: the report then tells the cost of each step."""
 
 
 class ReleaseSpec(Model):
