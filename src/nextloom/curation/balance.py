@@ -127,7 +127,7 @@ class Balance(Select):
         labels = labels.only(~failed.is_valid().to_numpy(zero_copy_only=False))
         rule = self._rule(labels)
         removed = rule.removed(labels, self._draws(rows["key"]))
-        reason, rules = _spoken(labels, removed, [rule.speak(labels, i) for i in range(len(labels.names))])
+        reason, rules = _spoken(labels, removed, rule.spoken(labels))
         verdict = np.where(np.isin(np.arange(table.num_rows), labels.rows[removed]), "rejected", "kept").astype(object)
         verdict[failed.is_valid().to_numpy(zero_copy_only=False)] = "failed"
         return pa.table(
@@ -145,17 +145,16 @@ class Balance(Select):
         return uniform(np.frombuffer(b"".join(hashes), "<u8"), "balance", self.seed, self.by)
 
     def _rule(self, labels: Classes) -> _Rule:
-        count = len(labels.names)
         if self.rate is not None:
             return _Rule(rates=np.array(self._named(self.rate, labels, 1.0), float))
         if self.quota is not None:
             return _Rule(caps=np.array(self._named(self.quota, labels, math.inf), float))
         cap = self.max_rows
         if cap is None:
-            sizes = sorted(labels.sizes().tolist())
-            middle = Fraction(sizes[(count - 1) // 2] + sizes[count // 2], 2) if sizes else Fraction(0)
+            sizes = sorted(size for size in labels.sizes().tolist() if size)  # a class whose rows failed has none
+            middle = Fraction(sizes[(len(sizes) - 1) // 2] + sizes[len(sizes) // 2], 2) if sizes else Fraction(0)
             cap = max(1, math.floor(Fraction(str(self.max_ratio)) * middle))
-        return _Rule(caps=np.full(count, cap, float))
+        return _Rule(caps=np.full(len(labels.names), cap, float))
 
     def _named(self, limits: Mapping[str, float], labels: Classes, default: float) -> list[float]:
         """The limit of each class. A name that no row has is fine, unless it looks like one that some row has."""
@@ -191,13 +190,14 @@ class _Rule:
         place[order] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         return place >= self.caps[labels.codes]
 
-    def speak(self, labels: Classes, code: int) -> str:
-        """Why the class `code` had no room: ``person: 812 of 400``."""
-        name, size = labels.names[code], int(labels.sizes()[code])
+    def spoken(self, labels: Classes) -> list[str]:
+        """Of each class, why it had no room: ``person: 812 of 400``."""
         if self.rates is not None:
-            return f"{name}: {size} at rate {self.rates[code]:g}"
-        assert self.caps is not None
-        return f"{name}: {size} of {int(self.caps[code])}"
+            limits = [f"at rate {rate:g}" for rate in self.rates]
+        else:
+            assert self.caps is not None
+            limits = [f"of {cap:.0f}" for cap in self.caps]
+        return [f"{n}: {size} {limit}" for n, size, limit in zip(labels.names, labels.sizes(), limits, strict=True)]
 
 
 def table(labels: pa.Array | pa.ChunkedArray, verdicts: pa.Array | pa.ChunkedArray) -> pa.Table:
