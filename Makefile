@@ -10,9 +10,10 @@ PIP_EXTRA ?=
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_EXTRA) -e '.[samples,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'brisque>=0.2'  # see docs/dependencies.md
 	touch $@
 
 quickstart: $(STAMP)
