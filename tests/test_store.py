@@ -68,7 +68,7 @@ def test_second_writer_is_refused_and_a_dead_one_taken_over(tmp_path):
 
 def test_an_overtaken_writer_cannot_commit(tmp_path, monkeypatch):
     dataset = Dataset(str(tmp_path / "d"))
-    table = Table(str(tmp_path / "d" / "columns" / "s" / "f"), dataset._guard)
+    table = Table(str(tmp_path / "d" / "columns" / "s" / "f"), dataset.guard)
     with dataset.lease("slow"):
         table.commit(SCHEMA, [write_file(table.uri, rows(1))])
         monkeypatch.setattr("nextloom.store.lease.is_dead", lambda document: True)

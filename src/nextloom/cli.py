@@ -171,6 +171,46 @@ def release(
 
 
 @app.command()
+def compact(recipe: RecipeArg, root: Root = DEFAULT_ROOT, sets: Sets = None) -> None:
+    """Merge the small files that many runs left; no value, id or state changes."""
+    from nextloom.pipelines.compact import compact as merge
+
+    loaded, dataset = load(recipe, root, sets)
+    with dataset.lease(f"nextloom compact {recipe}"):
+        tables = merge(loaded, dataset)
+    before, after = sum(t.before for t in tables), sum(t.after for t in tables)
+    for table in tables:
+        if table.before != table.after:
+            print(f"{table.table}: {table.before:,} files -> {table.after:,}")
+    print(f"{before:,} files -> {after:,}")
+
+
+@app.command()
+def vacuum(
+    recipe: RecipeArg,
+    root: Root = DEFAULT_ROOT,
+    sets: Sets = None,
+    older_than: Annotated[float, typer.Option(metavar="HOURS", help="only files that old")] = 1.0,
+    delete: Annotated[bool, typer.Option("--delete", help="delete them; without it they are only listed")] = False,
+) -> None:
+    """List, or delete, files that no column, pack plan or release names any more."""
+    from nextloom.pipelines.plan import wanted_fingerprints
+    from nextloom.store.vacuum import find_garbage
+    from nextloom.store.vacuum import vacuum as remove
+
+    loaded, dataset = load(recipe, root, sets)
+    wanted = wanted_fingerprints(loaded, dataset)
+    with dataset.lease(f"nextloom vacuum {recipe}"):
+        garbage = find_garbage(dataset, wanted, older_than)
+        if delete:
+            remove(dataset, garbage)
+    for table in garbage:
+        print(f"{table.table}: {len(table.files):,} files, {table.size:,} bytes")
+    count, size = sum(len(t.files) for t in garbage), sum(t.size for t in garbage)
+    print(f"{count:,} files, {size:,} bytes {'deleted' if delete else 'can go; --delete deletes them'}")
+
+
+@app.command()
 def pack(recipe: RecipeArg, root: Root = DEFAULT_ROOT, sets: Sets = None) -> None:
     """Cut releases into packs of equal cost under a token cap."""
     from nextloom.store.release import open_release

@@ -7,6 +7,7 @@ complete is evaluated in memory, so a plan can say what a new threshold would se
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -163,7 +164,7 @@ class Planner:
         try:
             return step.op.decide(self.columns(step))
         except UserError as error:
-            raise UserError(error.what, where=f"steps.{step.name}.where", next=error.next) from None
+            raise UserError(error.what, where=f"steps.{step.name}.{error.where or 'where'}", next=error.next) from None
 
     def identify(self, step: Step) -> None:
         """Work out fingerprint and identity of a step; a `UserError` when weights are absent or an input has none."""
@@ -265,6 +266,18 @@ def plan(recipe: Recipe, dataset: Dataset, *, to: str | None = None, retry_error
     """State of the source and of every step (up to `to`), in order. Writes nothing."""
     planner = Planner(recipe, dataset, retry_errors=retry_errors)
     return [planner.source(), *(planner.judge(step) for step in planner.graph.upto(to))]
+
+
+def wanted_fingerprints(recipe: Recipe, dataset: Dataset) -> dict[str, str]:
+    """step -> its fingerprint under this recipe, as far as it can be told: not without weights, or a source to list."""
+    try:
+        planner = Planner(recipe, dataset)
+    except UserError:  # no source; what the dataset holds can be said all the same
+        return {}
+    for step in planner.graph:
+        with suppress(UserError):  # its weights are absent
+            planner.identify(step)
+    return planner.fingerprints
 
 
 def op_identity(op: Op, where: str) -> dict[str, Any]:

@@ -7,11 +7,9 @@ and the source's listing, no rows.
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from typing import Any
 
-from nextloom.errors import UserError
-from nextloom.pipelines.plan import Planner
+from nextloom.pipelines.plan import wanted_fingerprints
 from nextloom.pipelines.recipe import Graph, Recipe
 from nextloom.store.dataset import Dataset
 from nextloom.store.lease import holder, is_dead
@@ -24,7 +22,7 @@ def dataset_status(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
     (no run yet, or the source or weights are absent).
     """
     steps = []
-    fingerprints = _fingerprints(recipe, dataset)
+    fingerprints = wanted_fingerprints(recipe, dataset)
     for step in Graph(recipe):
         receipt = dataset.receipt(step.name) or {}
         keep = ("fingerprint", "finished", "cpu_seconds_per_row")
@@ -50,18 +48,6 @@ def dataset_status(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
         "releases": releases,
         "writer": _writer(dataset),
     }
-
-
-def _fingerprints(recipe: Recipe, dataset: Dataset) -> dict[str, str]:
-    """step -> its fingerprint under this recipe, as far as it can be told."""
-    try:
-        planner = Planner(recipe, dataset)
-    except UserError:  # no source to list; what the dataset holds can be said all the same
-        return {}
-    for step in planner.graph:
-        with suppress(UserError):  # its weights are absent
-            planner.identify(step)
-    return planner.fingerprints
 
 
 def _writer(dataset: Dataset) -> str | None:

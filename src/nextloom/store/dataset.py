@@ -57,13 +57,14 @@ class Dataset:
         self._lease = Lease(self.documents, purpose)
         return self._lease
 
-    def _guard(self) -> None:
+    def guard(self) -> None:
+        """Refuse to go on without the writer's lease; called before every commit."""
         if self._lease is None:
             raise AssertionError("a commit without a lease")
         self._lease.check()
 
     def _table(self, *parts: str) -> Table:
-        return Table(join(self.uri, *parts), self._guard)
+        return Table(join(self.uri, *parts), self.guard)
 
     @property
     def rows(self) -> Table:
@@ -89,7 +90,7 @@ class Dataset:
 
     def write_receipt(self, step: str, receipt: dict[str, Any]) -> None:
         """Replace the receipt of `step`."""
-        self._guard()
+        self.guard()
         self.documents.write(f"receipts/{step}.json", receipt)
 
     def gone_ids(self) -> np.ndarray:
