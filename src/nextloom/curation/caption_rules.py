@@ -1,0 +1,149 @@
+"""Rules that look at a caption: pure functions of text, no model.
+
+    words       letters and digits between blanks; a Chinese character, kana or hangul syllable is a word
+    looped      words that repeat back to back, or the share of four-word sequences that were there before
+    copied      share of a caption's words that stand in the same order in another text
+    language    scripts, and for English its most frequent function words
+
+What they cannot see: a refusal in other words than `REFUSALS`; a language among those in Latin letters other than
+English, for which only `en` has words; that a sentence is untrue. Under eight words the language of Latin text is
+not judged. A list of tags has no function words and counts as not English. A picture of repeated text, quoted
+faithfully, counts as a loop. Sources: repeated n-grams after Rae et al., "Scaling Language Models" (2021), table A1.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+
+_EAST = r"\u3400-\u9fff\uf900-\ufaff\u3040-\u30ff\uac00-\ud7af"
+WORD = re.compile(rf"[{_EAST}]|[^\W_{_EAST}]+(?:['’][^\W\d_{_EAST}]+)?")
+SEQUENCE = 4
+LONGEST_PERIOD = 40
+LEAST_WORDS = 8
+
+REFUSALS = re.compile(
+    r"""^\W*(?:
+      (?:(?:i['’]?m|i\sam|we\sare)\s(?:very\s|so\s|really\s)?sorry|(?:my\s)?apologies|i\sapologi[sz]e|unfortunately)
+        [,.;]?\s(?:but\s)?(?:i|we|there|it)\b
+    | (?:i|we)\s(?:can['’]?t|cannot|can\snot|could\snot|couldn['’]?t|won['’]?t|will\snot
+        |(?:am|are)\s(?:not\sable|unable)|['’]?m\s(?:not\sable|unable)|do\snot\sfeel|don['’]?t\sfeel)\s
+        (?:to\s)?(?:\w+\s)?(?:assist|help|describe|provide|comply|fulfil|fulfill|identify|generate|create|caption|write
+        |see|view|access|process|analy[sz]e|comment|discuss|engage|answer|continue|comfortable)
+    | i['’]m\s(?:not\sable|unable)\sto\b
+    | as\san?\s(?:ai|artificial|language\smodel|text-based)\b
+    | (?:no|there\s(?:is|was)\sno)\s(?:image|picture|photo)\s(?:was\s|is\s)?
+        (?:attached|provided|visible|uploaded|given|included)
+    | (?:please|could\syou|can\syou)\s(?:please\s)?(?:provide|upload|attach|share|resend)\b
+    | (?:很|非常|十分)?(?:抱歉|对不起|对不住|不好意思)
+    | (?:我|作为)(?:无法|不能|没法|没有办法|一个?(?:人工智能|AI|语言模型))
+    | (?:请|麻烦)(?:您|你)?(?:先)?(?:提供|上传|发送)
+    )""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""How refusals begin, in English and Chinese."""
+
+_ENGLISH = """the of and is with a an in on are to that this it its by at from for his her their there has as behind
+above under near which while into or be one two both some appears shows wearing standing"""
+ENGLISH = frozenset(_ENGLISH.split())
+"""Words that half of English text is made of; few of them are words of other languages."""
+_FOREIGN = """le la les des du une est avec dans et sur der die das und ein eine ist mit auf im el los las una con del y
+es il lo gli della che di per os um uma com em no na het een van op met zijn je się jest na w z och ett med på"""
+FOREIGN = frozenset(_FOREIGN.split())
+"""The same of French, German, Spanish, Italian, Portuguese, Dutch, Polish and Swedish."""
+SENTENCE_ENDS = tuple(".!?…。！？”\"'’)）】》」]")
+
+
+def words(text: str) -> list[str]:
+    """Words in lower case, in their order."""
+    return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def refuses(text: str) -> bool:
+    """Whether a text begins like a refusal, or like a request for a picture that did not arrive."""
+    return REFUSALS.match(text.strip()) is not None
+
+
+def repeated_share(tokens: Sequence[str]) -> float:
+    """Share, 0 to 1, of four-word sequences that stood earlier in the text; 0 for fewer than four words."""
+    counts = Counter(zip(*(tokens[i:] for i in range(SEQUENCE)), strict=False))
+    total = sum(counts.values())
+    return (total - len(counts)) / total if total else 0.0
+
+
+def runs_in_circles(tokens: Sequence[str]) -> bool:
+    """Whether up to 40 words stand three times back to back over at least 12 words, or five times over fewer."""
+    for period in range(1, min(LONGEST_PERIOD, len(tokens) // 3) + 1):
+        same = 0  # words in a row that equal the word one period before
+        for i in range(period, len(tokens)):
+            same = same + 1 if tokens[i] == tokens[i - period] else 0
+            length = same + period
+            if length >= 5 * period or (length >= 3 * period and length >= 12):
+                return True
+    return False
+
+
+def copied_share(tokens: Sequence[str], other: Sequence[str], least: int) -> float:
+    """Share, 0 to 1, of words that belong to a sequence of `least` words which `other` has too.
+
+    A text shorter than `least` counts when the whole of it is in `other`.
+    """
+    size = min(least, len(tokens))
+    if not size or len(other) < size:
+        return 0.0
+    there = set(zip(*(other[i:] for i in range(size)), strict=False))
+    covered = [False] * len(tokens)
+    for start in range(len(tokens) - size + 1):
+        if tuple(tokens[start : start + size]) in there:
+            covered[start : start + size] = [True] * size
+    return sum(covered) / len(tokens)
+
+
+def is_english(text: str) -> bool:
+    """Letters nearly all Latin; of eight words or more, a tenth English function words, and no fewer than foreign."""
+    scripts = _scripts(text)
+    total = sum(scripts.values())
+    if not total:
+        return True
+    if scripts["latin"] < 0.8 * total:
+        return False
+    tokens = words(text)
+    if len(tokens) < LEAST_WORDS:
+        return True
+    english = sum(token in ENGLISH for token in tokens)
+    foreign = sum(token in FOREIGN for token in tokens)
+    return english >= 0.1 * len(tokens) and english >= foreign
+
+
+def is_chinese(text: str) -> bool:
+    """More than half of its letters Han characters, and hardly any kana or hangul beside them."""
+    scripts = _scripts(text)
+    total = sum(scripts.values())
+    if not total:
+        return True
+    return scripts["han"] > 0.5 * total and scripts["kana"] + scripts["hangul"] < 0.05 * total
+
+
+def breaks_off(text: str) -> bool:
+    """Whether a text ends without the end of a sentence."""
+    return not text.rstrip().endswith(SENTENCE_ENDS)
+
+
+def _scripts(text: str) -> Counter[str]:
+    """Letters per script; a Han character counts as two, being about half a word."""
+    counts: Counter[str] = Counter()
+    for letter in filter(str.isalpha, unicodedata.normalize("NFKC", text)):
+        code = ord(letter)
+        if code < 0x250 or 0x1E00 <= code < 0x1F00:
+            counts["latin"] += 1
+        elif 0x3400 <= code <= 0x9FFF or 0xF900 <= code <= 0xFAFF or 0x20000 <= code <= 0x323AF:
+            counts["han"] += 2
+        elif 0x3040 <= code <= 0x30FF:
+            counts["kana"] += 2
+        elif 0xAC00 <= code <= 0xD7AF:
+            counts["hangul"] += 2
+        else:
+            counts["other"] += 1
+    return counts
