@@ -2,7 +2,8 @@
 
 Pictures go through the folder's own image processor (its size, crop, mean and resampling), Pillow's variant of it;
 the fixed SigLIP 2 squashes a picture to a square, NaFlex keeps its shape and pads the patches, CLIP crops the
-centre. Texts: CLIP's own tokenizer, 77 tokens; SigLIP 2 as its authors trained and evaluate it (big_vision): lower
+centre (transformers rounds the corner down where OpenAI's code rounds to even, so crops may be a pixel apart; for an
+exact OpenAI CLIP use `open_clip`). Texts: CLIP's own tokenizer, 77 tokens; SigLIP 2 as its authors trained and evaluate it (big_vision): lower
 case, no punctuation, `_` a space, no BOS, an EOS that survives truncation, padded to 64 and not masked. That is
 done here from `tokenizer.json`, since what transformers' tokenizer classes do of it depends on its version and on a
 setting in the folder. Price paid: the whole checkpoint is read even though one side is kept.
@@ -49,12 +50,14 @@ class HuggingFace(Encoder):
         self._kind = self._config.model_type
         if self._kind not in KINDS[model]:
             raise UserError(f"{folder} holds a model of type {self._kind!r}, not {' or '.join(KINDS[model])}")
+        network: Any
         network, report = AutoModel.from_pretrained(
             folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
         absent = sorted(report["missing_keys"]) + [str(key) for key in report["mismatched_keys"]]
         if absent:
             raise UserError(f"{folder} lacks {len(absent)} weights of this model, such as {absent[0]}")
+        network.requires_grad_(False)
         self.logit_scale = float(network.logit_scale.exp())
         self.logit_bias = float(network.logit_bias) if hasattr(network, "logit_bias") else None
         if side == "image":
@@ -63,7 +66,7 @@ class HuggingFace(Encoder):
         else:
             network.vision_model = None
             self._tokenize = self._siglip_tokenizer() if model == "siglip2" else self._clip_tokenizer()
-        self._network = network.eval().requires_grad_(False).to(device)
+        self._network = network.eval().to(device)
 
     def _load_processor(self) -> None:
         from transformers import AutoImageProcessor

@@ -46,15 +46,18 @@ class OpenClip(Encoder):
         one_thread(device)
         self._device = device
         network, config = _read(weights, arch, device)
+        network.requires_grad_(False)
         self.logit_scale = float(network.logit_scale.exp())
         self.logit_bias = None if getattr(network, "logit_bias", None) is None else float(network.logit_bias)
-        self._transform: Any = image_transform_v2(PreprocessCfg(**network.visual.preprocess_cfg), is_train=False)
+        size = {"size": network.visual.image_size}  # of OpenAI's archives, which say no more
+        preprocess = PreprocessCfg(**getattr(network.visual, "preprocess_cfg", size))
+        self._transform: Any = image_transform_v2(preprocess, is_train=False)
         self._tokenizer = SimpleTokenizer(context_length=config.get("text_cfg", {}).get("context_length", 77))
         if side == "text":
             network.visual = None
         elif hasattr(network, "transformer"):
             network.transformer = network.token_embedding = None
-        self._network = network.eval().requires_grad_(False)
+        self._network = network.eval()
 
     def images(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """The projected embedding."""
