@@ -133,4 +133,4 @@ def _fields_at(kind: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             break
         kind = inner
-    return list(kind.model_fields)
+    return [field.alias or name for name, field in kind.model_fields.items()]
