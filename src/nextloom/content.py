@@ -90,7 +90,7 @@ class Content:
         if self._opened and self._opened[:2] == (uri, version):
             return self._opened[2]
         system, inner = filesystem(uri)
-        if stamp(system.get_file_info(inner)) != version.partition("+")[0]:
+        if stamp(system, system.get_file_info(inner)) != version.partition("+")[0]:
             raise ContentError("the shard changed since it was listed; run again")
         opened = _Cells(system, inner) if member else system.open_input_file(inner)
         self._opened = (uri, version, opened)
@@ -127,11 +127,15 @@ class _Cells:
         return pa.chunked_array([self._file[group].column(column)])
 
 
-def stamp(info: pafs.FileInfo) -> str:
-    """Version of an object: time of its last change and size. FileNotFoundError where there is none."""
+def stamp(system: pafs.FileSystem, info: pafs.FileInfo) -> str:
+    """Version of an object: time of its last change and size. FileNotFoundError where there is none.
+
+    In a bucket the time is whole seconds: some servers tell more when they list than when one object is asked for.
+    """
     if info.type == pafs.FileType.NotFound:
         raise FileNotFoundError(info.path)
-    return f"{info.mtime_ns}-{info.size}"
+    unit = 1 if isinstance(system, pafs.LocalFileSystem) else 10**9
+    return f"{info.mtime_ns // unit * unit}-{info.size}"
 
 
 def unit_stamp(uri: str) -> str:
@@ -141,7 +145,7 @@ def unit_stamp(uri: str) -> str:
         FileNotFoundError: there is none.
     """
     system, inner = filesystem(uri)
-    return stamp(system.get_file_info(inner))
+    return stamp(system, system.get_file_info(inner))
 
 
 __all__ = ["BROKEN", "UNREAD", "WEB", "Content", "ContentError", "is_uri", "stamp", "unit_stamp"]

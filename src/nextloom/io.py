@@ -13,6 +13,7 @@ import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import obstore
 import pyarrow.fs as pafs
@@ -36,7 +37,17 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     """The pyarrow filesystem of `path`, and the path inside it."""
     if not is_uri(path):
         return _local(), path
+    if path.startswith("s3://"):
+        parts = urlsplit(path)
+        inner = parts.netloc.rpartition("@")[2] + unquote(parts.path)
+        return _bucket(f"s3://{parts.netloc}{'?' if parts.query else ''}{parts.query}"), inner.rstrip("/")
     return pafs.FileSystem.from_uri(path)
+
+
+@lru_cache
+def _bucket(root: str) -> pafs.FileSystem:
+    """One client for all objects of a bucket: its connections are kept."""
+    return pafs.FileSystem.from_uri(root)[0]
 
 
 @lru_cache

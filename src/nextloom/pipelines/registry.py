@@ -9,7 +9,18 @@ from nextloom.curation.source import Source
 from nextloom.errors import UserError, did_you_mean
 from nextloom.op import Op
 
-SOURCES = ("nextloom.curation.sources.files:Files",)
+SOURCES = (
+    "nextloom.curation.sources.adapters:CommonCatalog",
+    "nextloom.curation.sources.adapters:Coyo",
+    "nextloom.curation.sources.adapters:Laion",
+    "nextloom.curation.sources.adapters:Megalith",
+    "nextloom.curation.sources.adapters:Pd12m",
+    "nextloom.curation.sources.files:Files",
+    "nextloom.curation.sources.huggingface:HuggingFace",
+    "nextloom.curation.sources.img2dataset:Img2Dataset",
+    "nextloom.curation.sources.table:Table",
+    "nextloom.curation.sources.webdataset:WebDataset",
+)
 
 OPS = (
     "nextloom.curation.balance:Balance",
@@ -21,11 +32,13 @@ OPS = (
     "nextloom.curation.gif_frames:GifFrames",
     "nextloom.curation.image_stats:ImageStats",
     "nextloom.curation.near_duplicate:NearDuplicate",
+    "nextloom.curation.nsfw:Nsfw",
     "nextloom.curation.perceptual_hash:PerceptualHash",
     "nextloom.curation.quality:Quality",
     "nextloom.curation.pick_labels:PickLabels",
     "nextloom.curation.quantile:Quantile",
     "nextloom.curation.select:SelectWhere",
+    "nextloom.curation.text_area:TextArea",
     "nextloom.curation.semantic_duplicate:SemanticDuplicate",
     "nextloom.curation.source_hash:SourceHash",
     "nextloom.curation.source_score:SourceScore",

@@ -120,7 +120,7 @@ def _read_sidecars(txt: _File | None, jsn: _File | None) -> tuple[str | None, st
             except (ValueError, RecursionError) as error:
                 problems.append(f"{PurePosixPath(jsn.rel).name}: not JSON: {error}")
             else:
-                caption = caption or _caption(data)
+                caption = caption or caption_of(data)
     plain = caption and caption.encode("utf-8", "backslashreplace").decode()
     if jsn and plain != caption:  # JSON can spell half of a character: "\ud83d"
         problems.append(f"{PurePosixPath(jsn.rel).name}: the caption holds half of a surrogate pair")
@@ -141,7 +141,8 @@ def _text(file: _File, problems: list[str]) -> str | None:
     return None
 
 
-def _caption(data: object) -> str | None:
+def caption_of(data: object) -> str | None:
+    """The `caption` or `text` of a JSON object, the first that is text and not blank."""
     if isinstance(data, dict):
         for field in ("caption", "text"):
             if isinstance(data.get(field), str) and data[field].strip():

@@ -1,0 +1,312 @@
+"""Shards: finding them, and the base of every source that lists them one by one.
+
+    path: shards                          every shard below a folder
+    path: "s3://bucket/{00000..00127}.tar"    names spelled out: nothing is listed
+    path: "shards/*/part-*.parquet"       `*` stays within a folder, `**/` crosses folders
+    path: shards/index.txt                an index: one shard a line, relative to it or absolute; nothing is listed
+    path: [a, "b/*.tar"]                  several of these
+
+A shard is a unit: while its size and time stay the same it is not opened again. One that is broken costs one failed
+row, named after it; one that cannot be read does too, and is tried again by the next listing. Only where the first
+shard is not what the recipe says, the recipe is refused, with what was found.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, ClassVar, Literal
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+from pydantic import PrivateAttr
+
+from nextloom.config import RootPath
+from nextloom.content import BROKEN, UNREAD, stamp
+from nextloom.curation.source import Item, Source, item_table
+from nextloom.errors import UserError
+from nextloom.io import fetch, filesystem, is_uri, join
+
+INDEX = (".txt", ".list", ".index")
+MISSING = "missing"
+"""Version of a shard that is named and not there."""
+ASKERS = 32
+"""Shards asked for size and time at once."""
+
+
+class Refusal(ValueError):
+    """A shard is not what the recipe says it is.
+
+    Args:
+        what: what was found, and what was expected.
+        next: the edit or command that mends it.
+    """
+
+    def __init__(self, what: str, next: str) -> None:
+        super().__init__(f"{what}; {next}")
+        self.what, self.next = what, next
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One file of a source."""
+
+    name: str
+    """Relative to the folder, or to the part of the pattern before its first wildcard; as written in an index."""
+    uri: str
+    stamp: str
+    """`content.stamp`; "" where not asked yet."""
+
+
+class ShardSource(Source):
+    """Base of sources over shards. Subclasses implement `look`, which lists one shard."""
+
+    suffixes: ClassVar[tuple[str, ...]]
+    """What counts as a shard in a folder, in lower case."""
+
+    path: RootPath | tuple[RootPath, ...]
+    """A folder, a shard, names with {00000..00127} or {a,b}, a pattern, an index file, or a list of these."""
+    keys: Literal["member", "unit"] = "member"
+    """unit: the shard's name stands before each key, for shards that all count from zero."""
+    immutable: bool = False
+    """Whether a shard never changes under its name. A listing then asks only for shards it has not seen."""
+
+    _shards: dict[str, Shard] = PrivateAttr(default_factory=dict)
+
+    def units(self) -> dict[str, str]:
+        """Shards by name, in the order of `path`, each part of it sorted."""
+        found: dict[str, Shard] = {}
+        for path in (self.path,) if isinstance(self.path, str) else self.path:
+            for shard in self.find(path):
+                other = found.get(shard.name)
+                if other and other.uri != shard.uri:
+                    raise UserError(
+                        f"two shards are named {shard.name!r}: {other.uri} and {shard.uri}",
+                        where="source.path",
+                        next="give one pattern that begins at the folder above both",
+                    )
+                found[shard.name] = shard
+        if not self.immutable:
+            with ThreadPoolExecutor(ASKERS) as pool:
+                found = {shard.name: shard for shard in pool.map(_asked, found.values())}
+        self._shards.clear()
+        self._shards.update(found)
+        return {name: "immutable" if self.immutable else self.version(shard) for name, shard in found.items()}
+
+    def find(self, path: str) -> Iterable[Shard]:
+        """Shards of one `path`; a subclass may look for something else than `suffixes`."""
+        return find_shards(path, self.suffixes)
+
+    def version(self, shard: Shard) -> str:
+        """Changes when the shard does."""
+        return shard.stamp
+
+    def items(self, unit: str, known: Mapping[str, str]) -> pa.Table:
+        """As in `Source`. Needs `units()` first."""
+        shard = _asked(self._shards[unit])
+        if shard.stamp == MISSING:
+            return failed_unit(shard, f"{BROKEN}no such file: {shard.uri}")
+        try:
+            listed = self.look(shard)
+        except Refusal as refusal:
+            if unit == next(iter(self._shards)):
+                raise UserError(f"{unit}: {refusal.what}", where="source", next=refusal.next) from None
+            return failed_unit(shard, f"{BROKEN}{refusal}")
+        except UserError:
+            raise
+        except OSError as error:
+            return failed_unit(shard, f"{UNREAD}cannot be read: {type(error).__name__}: {error}")
+        except Exception as error:
+            return failed_unit(shard, f"{BROKEN}cannot be listed: {type(error).__name__}: {error}")
+        if self.keys == "unit":
+            at = listed.column_names.index("key")
+            keys = [key if key == unit else f"{unit}/{key}" for key in listed["key"].to_pylist()]
+            listed = listed.set_column(at, listed.schema.field("key"), pa.array(keys, pa.string()))
+        return listed
+
+    def look(self, shard: Shard) -> pa.Table:
+        """Objects of one shard, schema `ITEM`.
+
+        Raises:
+            Refusal: it is of another kind than this source reads.
+        """
+        raise NotImplementedError
+
+
+def failed_unit(shard: Shard, reason: str) -> pa.Table:
+    """The one failed row of a shard, named after it; `reason` begins with `BROKEN` or `UNREAD`."""
+    return item_table([Item(shard.name, shard.uri, 0, shard.stamp, member=utf8(reason)[:500])])
+
+
+def utf8(text: str) -> str:
+    r"""`text`, where it holds half of a surrogate pair or a byte that is no UTF-8 with `\xNN` or `\uNNNN`."""
+    return text.encode("utf-8", "surrogateescape" if _only_bytes(text) else "backslashreplace").decode(
+        "utf-8", "backslashreplace"
+    )
+
+
+def _only_bytes(text: str) -> bool:
+    return all(not 0xD800 <= ord(c) <= 0xDFFF or 0xDC80 <= ord(c) <= 0xDCFF for c in text)
+
+
+def _asked(shard: Shard) -> Shard:
+    """The shard with its stamp."""
+    if shard.stamp:
+        return shard
+    try:
+        system, inner = filesystem(shard.uri)
+        info = system.get_file_info(inner)
+        found = stamp(system, info) if info.type == pafs.FileType.File else MISSING
+    except FileNotFoundError:
+        found = MISSING
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot ask for {shard.uri}: {error}", where="source.path", next="run again") from None
+    return Shard(shard.name, shard.uri, found)
+
+
+def find_shards(path: str, suffixes: tuple[str, ...]) -> list[Shard]:
+    """Shards at one path, see the top of this file.
+
+    Raises:
+        UserError: nothing is there, or it cannot be listed.
+    """
+    if path.startswith(("http://", "https://", "pipe:")):
+        raise UserError(
+            f"shards are read by byte range from a disk or a bucket, not from {path}",
+            where="source.path",
+            next="copy them first, or mount the bucket",
+        )
+    address, mark, query = path.partition("?") if is_uri(path) else (path, "", "")
+    tail = mark + query  # of s3://bucket/shards?region=...
+    plain = not is_uri(path) and os.path.exists(path)
+    wild = None if plain else re.search(r"[*\[?]", address)
+    if address.lower().endswith(INDEX) and not wild and "{" not in address:
+        found = [_named(line, _folder(address), tail) for line in _index(path)]
+    elif wild:
+        found = _matching(address, tail)
+    elif "{" in address and not plain:
+        start = len(_folder(address.partition("{")[0] + "x"))
+        found = [Shard(name[start:].lstrip("/"), name + tail, "") for name in spelled(address)]
+    else:
+        found = _at(path, address, tail, suffixes)
+    if not found:
+        raise UserError(f"no shard at {path}", where="source.path", next="correct the path")
+    return found
+
+
+def _matching(pattern: str, tail: str) -> list[Shard]:
+    base = _folder(re.split(r"[*?\[{]", pattern)[0] + "x")
+    rest = pattern[len(base) :].lstrip("/")
+    wanted = [_regex(name[len(base) :].lstrip("/")) for name in spelled(pattern)]
+    return [s for s in _below(base, tail, deep="/" in rest) if any(regex.fullmatch(s.name) for regex in wanted)]
+
+
+def _at(path: str, address: str, tail: str, suffixes: tuple[str, ...]) -> list[Shard]:
+    """The shard at `path`, or those in the folder there."""
+    system, inner = _system(path)
+    info = system.get_file_info(inner.rstrip("/") or "/")
+    if info.type == pafs.FileType.NotFound:
+        raise UserError(f"no such file or folder: {path}", where="source.path", next="correct the path")
+    if info.type == pafs.FileType.File:
+        return [Shard(address.rpartition("/")[2], path, stamp(system, info))]
+    every = list(_below(address, tail, deep=True))
+    found = [shard for shard in every if shard.name.lower().endswith(suffixes)]
+    if every and not found:
+        raise UserError(
+            f"found {', '.join(shard.name for shard in every[:5])} in {path}, expected {' or '.join(suffixes)}",
+            where="source.path",
+            next="correct the path, or choose another source: files, webdataset, table, img2dataset, huggingface",
+        )
+    return found
+
+
+def _named(name: str, folder: str, tail: str) -> Shard:
+    """A shard as an index names it."""
+    if is_uri(name) or os.path.isabs(name):
+        return Shard(name, name, "")
+    return Shard(name, join(folder, quote(name)) + tail if is_uri(folder) else join(folder, name), "")
+
+
+def _index(path: str) -> list[str]:
+    try:
+        text = fetch(path).decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"no such index: {path}", where="source.path", next="correct the path") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the index {path}: {error}", where="source.path") from None
+    lines = [line.strip() for line in text.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0] or "/"
+
+
+def _system(path: str) -> tuple[Any, str]:
+    try:
+        return filesystem(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot open {path}: {error}", where="source.path", next="correct the path") from None
+
+
+def _below(base: str, tail: str, deep: bool) -> Iterator[Shard]:
+    """Every file below `base`, hidden ones left out, sorted by name."""
+    system, inner = _system(base + tail)
+    inner = inner.rstrip("/") or "/"
+    try:
+        found = system.get_file_info(pafs.FileSelector(inner, recursive=deep))
+        listed = sorted((info.path, info) for info in found if info.type == pafs.FileType.File)
+    except FileNotFoundError:
+        raise UserError(f"no such folder: {base}", where="source.path", next="correct the path") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot list {base}: {error}", where="source.path", next="correct the path") from None
+    for path, info in listed:
+        name = path[len(inner) :].lstrip("/")
+        if not any(part.startswith(".") for part in name.split("/")):
+            uri = join(base, quote(name)) + tail if is_uri(base) else join(base, name)
+            yield Shard(name, uri, stamp(system, info))
+
+
+def spelled(pattern: str) -> list[str]:
+    """Names of a pattern with {00000..00127} and {a,b}; numbers keep the width of the first.
+
+    Raises:
+        UserError: a brace that is neither.
+    """
+    parts = re.split(r"\{([^{}]*)\}", pattern)
+    choices: list[list[str]] = []
+    for at, part in enumerate(parts):
+        numbers = re.fullmatch(r"(\d+)\.\.(\d+)", part)
+        if at % 2 == 0:
+            choices.append([part])
+        elif numbers:
+            low, high = numbers.groups()
+            choices.append([str(n).zfill(len(low)) for n in range(int(low), int(high) + 1)])
+        elif "," in part:
+            choices.append(part.split(","))
+        else:
+            choices.append([])
+        if not choices[-1] or (at % 2 == 0 and re.search(r"[{}]", part)):
+            raise UserError(
+                f"cannot spell out {pattern!r}", where="source.path", next="write {00000..00127}, or {train,test}"
+            )
+    return ["".join(names) for names in product(*choices)]
+
+
+def _regex(pattern: str) -> re.Pattern[str]:
+    """`*` and `?` within a folder, `**/` over folders, [abc]."""
+    out = ""
+    for token in re.findall(r"\*\*/|\*+|\?|\[[^\]]+\]|[^*?\[]+|\[", pattern):
+        out += {"**/": "(?:.*/)?", "?": "[^/]"}.get(token) or (
+            "[^/]*"
+            if token[0] == "*"
+            else token.replace("[!", "[^")
+            if len(token) > 1 and token[0] == "["
+            else re.escape(token)
+        )
+    return re.compile(out)

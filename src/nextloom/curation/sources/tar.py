@@ -1,0 +1,129 @@
+"""What lies where in an uncompressed tar: names, offsets and sizes, without reading what is between the headers.
+
+Python's own `tarfile` reads the headers (GNU long names, pax, base-256 numbers); this adds what a listing needs and
+it does not tell: that the archive was cut off, damaged in the middle, or goes on behind its end mark.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from nextloom.curation.sources.shards import Refusal, utf8
+from nextloom.io import filesystem, is_uri
+
+COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
+READ_AHEAD = 4 << 20
+"""Bytes read at once from a bucket: a header of 512 bytes costs as much as a few megabytes there."""
+SAMPLE = re.compile(r"((?:.*/|)[^./][^./]*)\.([^/]*)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One member of a tar."""
+
+    name: str
+    offset: int
+    """Where its bytes begin."""
+    size: int
+    problem: str = ""
+    """Why its bytes cannot be had: a link to nowhere, a pipe, a sparse file."""
+
+    def sample(self) -> tuple[str, str] | None:
+        """(key, suffix) as webdataset splits a name, at the first dot behind the last slash; None without either."""
+        match = SAMPLE.fullmatch(self.name)
+        return (match[1], match[2].lower()) if match else None
+
+
+class Damage(Exception):
+    """The archive ends or breaks before its end mark; members before are good."""
+
+
+def open_shard(uri: str) -> BinaryIO:
+    """A buffered, seekable file at a path or URI."""
+    if not is_uri(uri):
+        return open(uri, "rb", buffering=1 << 14)
+    system, inner = filesystem(uri)
+    return io.BufferedReader(system.open_input_file(inner), READ_AHEAD)  # type: ignore[arg-type]
+
+
+def members(file: BinaryIO, uri: str) -> Iterator[Member]:
+    """Members of an uncompressed tar in their order; links are followed to members before them.
+
+    Raises:
+        Refusal: it is compressed, or no tar.
+        Damage: behind the last good member.
+    """
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    head = file.read(512)
+    for magic, tool in COMPRESSED.items():
+        if head.startswith(magic):
+            raise Refusal("a compressed tar has no byte ranges", f"unpack it: {tool} {uri}")
+    file.seek(0)
+    seen: dict[str, Member] = {}
+    last, end = "the beginning", 0
+    try:
+        tar = tarfile.TarFile(fileobj=file, encoding="utf-8", errors="surrogateescape")
+        while info := tar.next():
+            tar.members.clear()  # type: ignore[attr-defined]
+            if info.size < 0 or info.offset < end:
+                raise Damage(f"damaged at byte {info.offset:,}, behind {last}")
+            end = info.offset_data
+            name = utf8(info.name)
+            if info.isfile() and not info.issparse() and info.offset_data + info.size > size:
+                raise Damage(f"cut off at byte {size:,}, inside {name}")
+            last = name
+            if info.isdir():
+                continue
+            if info.isfile() and not info.issparse():
+                member = Member(name, info.offset_data, info.size)
+            elif info.islnk() or info.issym():
+                target = seen.get(_target(info))
+                told = f"a link to {utf8(info.linkname)}, which is not before it in this tar"
+                member = Member(name, target.offset, target.size) if target else Member(name, 0, 0, told)
+            else:
+                kind = "sparse file" if info.issparse() else "pipe or device"
+                member = Member(name, 0, 0, f"a {kind}, which has no byte range")
+            seen[info.name] = member
+            yield member
+    except tarfile.TarError as error:
+        if not seen and size >= tarfile.BLOCKSIZE and not _is_tar(head):
+            raise Refusal(f"no tar: it begins with {head[:8]!r}", "give .tar files, or another source") from None
+        raise Damage(f"cut off or damaged behind {last} ({error})") from None
+    _expect_end(file, tar.offset, size, last)
+
+
+def _is_tar(head: bytes) -> bool:
+    return head[257:262] == b"ustar" or not head.strip(b"\0")
+
+
+def _target(info: tarfile.TarInfo) -> str:
+    """Name of the member a link points to; a symbolic link is relative to its own folder."""
+    if info.islnk():
+        return info.linkname
+    parts: list[str] = info.name.split("/")[:-1]
+    for part in info.linkname.split("/"):
+        if part == "..":
+            del parts[-1:]
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/".join(parts)
+
+
+def _expect_end(file: BinaryIO, offset: int, size: int, last: str) -> None:
+    """Two blocks of zeros end a tar, and only zeros follow."""
+    if offset >= size:
+        raise Damage(f"cut off at byte {size:,}, behind {last}: it has no end mark")
+    file.seek(offset)
+    first = True
+    while block := file.read(1 << 16):
+        if block.strip(b"\0"):
+            if first and block[:512].strip(b"\0"):
+                raise Damage(f"damaged at byte {offset:,}, behind {last}")
+            raise Damage(f"the end mark at byte {offset:,} is not the end: two tars in one?")
+        first = False
