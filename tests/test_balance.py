@@ -1,4 +1,4 @@
-"""Balance: what stays of a class, drawn by hashes of keys; the same whatever the order; every removal with its class."""
+"""Balance: what stays of a class, drawn by hashes of keys, the same in any order; every removal with its class."""
 
 import hashlib
 import json
@@ -19,14 +19,15 @@ from nextloom.op import ERROR, error_value
 BROKEN = error_value("topic", ValueError("no embedding"))
 
 
-def rows(labels: list, keys: list[str] | None = None, errors: list | None = None, kind: pa.DataType | None = None):
+def rows(labels: list, keys: list[str] | None = None, errors=None, kind: pa.DataType | None = None):
     count = len(labels)
     ids = pa.array(range(count), pa.int64())
+    errors = pa.array(errors or [None] * count, ERROR)
     kind = kind or (pa.list_(pa.string()) if any(isinstance(label, list) for label in labels) else pa.string())
     return {
-        "topic": pa.table({"id": ids, "label": pa.array(labels, kind), "error": pa.array(errors or [None] * count, ERROR)}),
+        "topic": pa.table({"id": ids, "label": pa.array(labels, kind), "error": errors}),
         "source": pa.table({"id": ids, "key": keys or [f"k{i}.jpg" for i in range(count)]}),
-    }  # fmt: skip
+    }
 
 
 def decide(columns: dict[str, pa.Table], **config) -> list[dict]:
@@ -103,12 +104,12 @@ def test_quota_names_classes_and_a_star_the_others():
 
 
 def test_the_papers_rates_halve_two_classes():
-    """NextFlow 5.4: half of the clips with a person, half of the television news broadcasts; several labels per clip."""
-    generator = np.random.default_rng(0)
+    """NextFlow 5.4: half of the clips with a person, half of the television news broadcasts; some are both."""
+    drawn = np.random.default_rng(0).random
     labels = [
-        [*(["person"] if p < 0.4 else []), *(["television news broadcast"] if n < 0.2 else []), *(["dog"] if d < 0.1 else [])]
-        for p, n, d in generator.random((4000, 3))
-    ]  # fmt: skip
+        [name for name, often in (("person", 0.4), ("television news broadcast", 0.2), ("dog", 0.1)) if drawn() < often]
+        for _ in range(4000)
+    ]
     found = decide(rows(labels), rate={"person": 0.5, "television news broadcast": 0.5})
     touched = [bool({"person", "television news broadcast"} & set(mine)) for mine in labels]
     for row, mine, hit in zip(found, labels, touched, strict=True):
@@ -216,9 +217,17 @@ def test_the_tree_of_categories():
     label = pa.array(["cat", "dog", "soup", "cat", "other", None, None])
     verdicts = pa.chunked_array([["kept", "rejected", "kept"], ["rejected", "kept", "failed", "kept"]])
     told = [
-        (c.name, c.before, c.after, round(c.share_before, 3), c.share_after, [(s.name, s.before, s.after) for s in c.subs])
+        (
+            c.name,
+            c.before,
+            c.after,
+            round(c.share_before, 3),
+            c.share_after,
+            [(s.name, s.before, s.after) for s in subs],
+        )
         for c in tree(primary, label, verdicts)
-    ]  # fmt: skip
+        for subs in [c.subs]
+    ]
     assert told == [
         ("animal", 3, 1, 0.5, 0.25, [("cat", 2, 1), ("dog", 1, 0)]),
         ("food", 2, 2, 0.333, 0.5, [("food", 1, 1), ("soup", 1, 1)]),
@@ -228,10 +237,10 @@ def test_the_tree_of_categories():
         tree(primary, label, pa.array(["kept"]))
 
 
-def test_a_million_rows():
-    count = 1_000_000
+def test_many_rows():
+    count = 200_000
     codes = (np.random.default_rng(0).random(count) ** 3 * 50).astype(int)
     columns = rows([f"c{code}" for code in codes.tolist()])
-    verdicts = Balance(by="topic.label", max_rows=5000).decide(columns)
+    verdicts = Balance(by="topic.label", max_rows=1000).decide(columns)
     after = np.bincount(codes[verdicts["verdict"].to_numpy(zero_copy_only=False) == "kept"], minlength=50)
-    assert (after == np.minimum(np.bincount(codes, minlength=50), 5000)).all()
+    assert (after == np.minimum(np.bincount(codes, minlength=50), 1000)).all()

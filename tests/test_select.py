@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from nextloom.config import validate
+from nextloom.curation.scales import KOALA_MOTION, LAION_V2
 from nextloom.curation.select import SelectWhere
 from nextloom.errors import UserError
 from nextloom.op import ERROR, error_value
@@ -185,3 +186,56 @@ def test_a_million_rows_take_seconds():
     assert time.process_time() - start < 8
     kept = table["verdict"].to_numpy(zero_copy_only=False) == "kept"
     assert (kept == ((score > 0.5) & ((score * 512).astype(int) < 400))).all()
+
+
+SCALES = {"aesthetic": {"score": LAION_V2}, "motion": {"score": KOALA_MOTION}, "photo": {}}
+
+
+def refuse_scale(where: str, message: str, **scales: str) -> None:
+    with pytest.raises(UserError, match=rf"(?s)^steps\.keep\.{message}"):
+        SelectWhere(where=where, scales=scales).check_scales(SCALES, "steps.keep")
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "aesthetic.score > 0.5",  # the default of a peer, meant for 0 to 1
+        "aesthetic.score between 0.2 and 0.9",
+        "not (photo.width > 3 or 50 < aesthetic.score)",
+        "aesthetic.score::float <= -1",
+    ],
+)
+def test_a_number_of_another_scale_is_refused(where):
+    refuse_scale(where, r"where: aesthetic\.score is on scale laion-aesthetic-v2 \(1 to 10\), and \S+ is not on it.*"
+                 r"\{op: quantile, reads: \[aesthetic\], column: score, (top|bottom): 0\.30\}")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "aesthetic.score >= 1 and aesthetic.score <= 10",
+        "photo.width > 1000",
+        "aesthetic.score / 10 > 0.5",
+        "aesthetic.score is not null or aesthetic.score = 0",
+        "motion.score > 500000",
+        "aesthetic.score > photo.width",
+    ],
+)
+def test_numbers_on_the_scale_and_columns_without_one_pass(where):
+    SelectWhere(where=where).check_scales(SCALES, "steps.keep")
+
+
+def test_a_rule_may_name_its_scale():
+    ask = "aesthetic.score > 0.5 and photo.width > 3"
+    for name in ("aesthetic", "aesthetic.score"):
+        SelectWhere(where=ask, scales={name: "laion-aesthetic-v2"}).check_scales(SCALES, "steps.keep")
+        refuse_scale(ask, rf"scales\.{name}: .*laion-aesthetic-v2 \(1 to 10\), not on 'koala-aesthetic'.*quantile",
+                     **{name: "koala-aesthetic"})  # fmt: skip
+    refuse_scale(ask, "scales.photo: 'photo' is on no scale", photo="x")
+    refuse_scale(ask, "scales.asthetic: .*did you mean 'aesthetic'", asthetic="x")
+    refuse_scale("motion.score > -1", r"where: motion\.score is on scale koala-motion \(0 to no end\), and -1 ")
+    refuse_scale("aesthetic.score < motion.score", "where: .*they do not compare")
+
+
+def test_naming_a_scale_is_no_new_identity():
+    assert SelectWhere(where="a.x > 1", scales={"a": "b"}).identity() == SelectWhere(where="a.x > 1").identity()
