@@ -253,8 +253,24 @@ def test_absent_weights_say_how_to_get_them(folders, tmp_path):
         with pytest.raises(UserError, match=rf"no weights for model: {model} at .*none\n  next: hf download {example}"):
             op_identity(op, "steps.look")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"has no preprocessor_config\.json"):
+    with pytest.raises(UserError, match=r"has no preprocessor_config\.json or processor_config\.json"):
         op_identity(Embed(model="siglip2", weights=str(tmp_path)), "steps.look")
+
+
+def test_a_folder_saved_as_one_processor_is_read_too(folders, tmp_path):
+    import shutil
+
+    from transformers import AutoImageProcessor, AutoTokenizer, CLIPProcessor
+
+    shutil.copytree(folders["clip"], tmp_path / "one")
+    (tmp_path / "one" / "preprocessor_config.json").unlink()
+    processor = AutoImageProcessor.from_pretrained(folders["clip"])
+    CLIPProcessor(processor, AutoTokenizer.from_pretrained(folders["clip"])).save_pretrained(tmp_path / "one")
+    op = ready(model="clip", weights=str(tmp_path / "one"))
+    assert len(op_identity(op, "steps.look")["checkpoint"]) == 16
+    np.testing.assert_array_equal(
+        embed(op, "china.jpg"), embed(ready(model="clip", weights=folders["clip"]), "china.jpg")
+    )
 
 
 def test_parts_says_which_package_is_absent(monkeypatch):

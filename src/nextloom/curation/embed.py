@@ -4,8 +4,8 @@
 
 Which encoders there are, see `encoders/`. The vector is the one that is compared with texts (CLIP's projection,
 SigLIP's pooled output). On a CPU each picture is encoded alone with one thread, which makes its value the same in
-any company; on a GPU in batches, whose last bits may differ with the batch (cosines then agree to about 1e-3).
-Price paid: a few per cent of a CPU's speed, and 4 bytes per dimension and row.
+any company (a batch of eight is no faster there); on a GPU in batches, whose last bits differ with the batch: count
+on cosines to 1e-3. Price paid: 4 bytes per dimension and row.
 """
 
 from __future__ import annotations

@@ -21,9 +21,10 @@ from nextloom.op import Annotate, digest
 
 SUFFIXES = (".json", ".txt", ".model", ".safetensors", ".bin", ".pt", ".pth")
 """Of the files in a folder that make a model; READMEs and download caches do not."""
+PROCESSOR = "preprocessor_config.json or processor_config.json"
 NEEDED = {
-    "siglip2": ("config.json", "preprocessor_config.json", "tokenizer.json"),
-    "clip": ("config.json", "preprocessor_config.json"),
+    "siglip2": ("config.json", PROCESSOR, "tokenizer.json"),
+    "clip": ("config.json", PROCESSOR),
     "open_clip": ("open_clip_config.json",),
 }
 """Model -> files that its folder must have beside the weights."""
@@ -76,7 +77,8 @@ class WithEncoder(Annotate):
         get = f"hf download {EXAMPLES[self.model]} --local-dir {path}"
         if not files:
             raise UserError(f"no weights for model: {self.model} at {path}", next=get)
-        absent = [name for name in NEEDED[self.model] if not (path / name).is_file()]
+        here = {file.name for file in files}
+        absent = [need for need in NEEDED[self.model] if not here & set(need.split(" or "))]
         if absent:
             raise UserError(f"{path} is no folder for model: {self.model}: it has no {absent[0]}", next=get)
         return digest([[file.name, digest_path(str(file))] for file in files])

@@ -1,12 +1,12 @@
 """Encoders `siglip2` and `clip`: a folder as Hugging Face's transformers saves it.
 
 Pictures go through the folder's own image processor (its size, crop, mean and resampling), Pillow's variant of it;
-the fixed SigLIP 2 squashes a picture to a square, NaFlex keeps its shape and pads the patches, CLIP crops the
-centre (transformers rounds the corner down where OpenAI's code rounds to even, so crops may be a pixel apart; for an
-exact OpenAI CLIP use `open_clip`). Texts: CLIP's own tokenizer, 77 tokens; SigLIP 2 as its authors trained and evaluate it (big_vision): lower
-case, no punctuation, `_` a space, no BOS, an EOS that survives truncation, padded to 64 and not masked. That is
-done here from `tokenizer.json`, since what transformers' tokenizer classes do of it depends on its version and on a
-setting in the folder. Price paid: the whole checkpoint is read even though one side is kept.
+the fixed SigLIP 2 squashes a picture to a square, NaFlex keeps its shape and pads the patches, CLIP crops the centre
+(transformers rounds the corner down where OpenAI's code rounds to even, so crops may be a pixel apart; for an exact
+OpenAI CLIP use `open_clip`). Texts: CLIP's own tokenizer, 77 tokens; SigLIP 2 as its authors trained and evaluate it
+(big_vision): lower case, no punctuation, `_` a space, no BOS, an EOS that survives truncation, padded to 64 and not
+masked. That is done here from `tokenizer.json`, since what transformers' tokenizer classes do of it depends on its
+version and on a setting in the folder. Price paid: the whole checkpoint is read even though one side is kept.
 """
 
 from __future__ import annotations
