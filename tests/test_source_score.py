@@ -193,7 +193,8 @@ def test_decisions_change_without_a_scorer_or_a_decode(tmp_path, ray_local):
     looser = todo(balanced={"max_rows": 4})
     assert looser == {"balanced": 9, "after": 1}, "a higher cap adds one cat"
     threshold = todo(keep={"where": "aesthetic.score > 5.0 and not duplicate.hit"})
-    assert set(threshold) <= {"keep", "balanced", "after"}
+    new = [key for key in ("p011.png", "p012.png", "p013.png") if told[key]["verdict"] != "kept"]
+    assert threshold == {"keep": 14, "balanced": 3, "after": len(new)}, "all that is left of a class has room now"
 
     changed = {
         **STEPS,

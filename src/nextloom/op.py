@@ -6,8 +6,8 @@ runs) stay out of its identity. Heavy imports and weights belong in `setup()`, w
 
     Expand     row -> child rows        (animated picture -> frames)
     Annotate   row -> values            (score, embed, caption, tokenize)
-    Reduce     whole columns -> column  (near-duplicates, balance, quantiles)
-    Select     columns -> verdicts      (SQL; kept, rejected, failed)
+    Reduce     whole columns -> column  (near-duplicates, quantiles)
+    Select     columns -> verdicts      (SQL, balance; kept, rejected, failed)
     Pack       a release -> packs
 
 Price paid: an Annotate sees one row at a time (or a batch of constant shape) and nothing of its neighbours,
