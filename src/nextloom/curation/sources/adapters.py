@@ -22,6 +22,8 @@ from nextloom.curation.sources.jsontext import is_text
 from nextloom.curation.sources.shards import Refusal
 from nextloom.curation.sources.table import Table
 
+OTHER_LAYOUT = "for a table of another layout: {op: table, image: ..., key: ..., caption: ...}"
+
 
 class NamedTable(Table):
     """Base of tables whose columns are known."""
@@ -37,7 +39,7 @@ class NamedTable(Table):
             expected = ", ".join(f"{name} ({kind})" for name, kind in self.expects.items())
             raise Refusal(
                 f"this is not {self.name}: found columns {found}; expected {expected}; wrong: {', '.join(wrong)}",
-                "for a table of another layout: {op: table, image: ..., key: ..., caption: ...}",
+                OTHER_LAYOUT,
             )
         return super().choose(schema)
 
@@ -61,16 +63,13 @@ class Laion(NamedTable):
     image: str | None = "URL"
     """Column of the picture's URL."""
 
-    def choose(self, schema: pa.Schema) -> Roles:
-        """As in `NamedTable`; the caption is `TEXT`, or `top_caption` in LAION-COCO."""
-        if self.caption is None and not {"TEXT", "top_caption"} & set(schema.names):
-            found = ", ".join(schema.names)
-            raise Refusal(f"this is not laion: found columns {found}; expected URL and TEXT", "{op: table, ...}")
-        return super().choose(schema)
-
     def wanted_of(self, schema: pa.Schema) -> Wanted:
-        """As in `Table`."""
-        caption = self.caption or ("TEXT" if "TEXT" in schema.names else "top_caption")
+        """As in `Table`; the caption is `TEXT`, or `top_caption` in LAION-COCO."""
+        caption = self.caption or next((name for name in ("TEXT", "top_caption") if name in schema.names), None)
+        if caption is None:
+            raise Refusal(
+                f"this is not laion: found columns {', '.join(schema.names)}; expected URL and TEXT", OTHER_LAYOUT
+            )
         return replace(super().wanted_of(schema), caption=caption)
 
 

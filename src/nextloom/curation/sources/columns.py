@@ -257,6 +257,6 @@ def failed(shard: Shard, problems: Sequence[tuple[int, str]]) -> pa.Table:
         "uri": [shard.uri] * len(problems),
         "size": [0] * len(problems),
         "member": [f"{BROKEN}{reason}"[:500] for _, reason in problems],
-        "version": [f"{shard.stamp}"] * len(problems),
+        "version": [digest(reason) for _, reason in problems],
     }
     return pa.table({name: columns.get(name, [None] * len(problems)) for name in ITEM.names}, schema=ITEM)

@@ -5,7 +5,7 @@
 
 A listing costs one `scandir` and one `stat` per file and opens nothing but sidecars: for `a/cat.jpg` these are
 `a/cat.txt` (the caption) and `a/cat.json` (kept whole; its `caption` or `text` is the caption where there is
-no .txt). A file is never dropped for being odd: a broken link, a HEIC file or a sidecar in another encoding is
+no .txt). A file is never dropped for being odd: a broken link, an empty file or a sidecar in another encoding is
 a row, and the step that needs its pixels says what is wrong. Suffixes decide what is a picture; every other
 file is no row. A folder that cannot be read ends the listing, since rows that go missing would pass for deleted.
 """
@@ -32,7 +32,7 @@ from nextloom.errors import UserError
 from nextloom.io import fetch, filesystem, is_uri
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
-"""Default suffixes, in any case. HEIC is listed so that it shows up as a failed row instead of going missing."""
+"""Default suffixes, in any case: of all formats that `nextloom.pixels` reads."""
 
 SIDECARS = (".txt", ".json")
 

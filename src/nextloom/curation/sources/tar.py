@@ -123,7 +123,9 @@ def _expect_end(file: BinaryIO, offset: int, size: int, last: str) -> None:
     first = True
     while block := file.read(1 << 16):
         if block.strip(b"\0"):
-            if first and block[:512].strip(b"\0"):
+            if first and size - offset < tarfile.BLOCKSIZE:
+                raise Damage(f"cut off at byte {size:,}, behind {last}")
+            if first and block[: tarfile.BLOCKSIZE].strip(b"\0"):
                 raise Damage(f"damaged at byte {offset:,}, behind {last}")
             raise Damage(f"the end mark at byte {offset:,} is not the end: two tars in one?")
         first = False
