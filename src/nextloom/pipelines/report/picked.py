@@ -1,0 +1,45 @@
+"""Picked rows: a few rows out of a table of any size, file by file, so that memory follows what is picked."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+
+from nextloom.io import filesystem, join
+from nextloom.op import CHILDREN, Expand
+from nextloom.pipelines.plan import Planner
+from nextloom.pipelines.recipe import SOURCE
+from nextloom.store.dataset import ROWS
+from nextloom.store.table import Table
+
+
+def pick(table: Table, ids: np.ndarray, columns: list[str], schema: pa.Schema) -> pa.Table:
+    """Those rows of `ids` that `table` has, with `id` and `columns`, sorted by id.
+
+    Args:
+        table: a rows table or a column.
+        ids: int64, any order, unique.
+        columns: names in `schema`, the table's own.
+    """
+    names = ["id", *(name for name in columns if name != "id")]
+    wanted = np.sort(np.asarray(ids, np.int64))
+    system, base = filesystem(table.uri)
+    parts = [schema.empty_table().select(names)]
+    for file in table.files():
+        mine = wanted[np.searchsorted(wanted, file.min_id) : np.searchsorted(wanted, file.max_id, side="right")]
+        if len(mine):
+            data = pads.dataset(join(base, file.path), format="parquet", filesystem=system)
+            parts.append(data.to_table(columns=names, filter=pc.field("id").isin(pa.array(mine))))
+    return pa.concat_tables(parts, promote_options="permissive").sort_by("id")
+
+
+def table_of(planner: Planner, name: str, domain: str) -> tuple[Table, pa.Schema]:
+    """The table that a rule means by `name`, and its schema; `source` is the rows of `domain`."""
+    if name == SOURCE:
+        name = domain
+    if name == SOURCE:
+        return planner.dataset.rows, ROWS
+    op = planner.graph[name].op
+    return planner.table(name), CHILDREN if isinstance(op, Expand) else op.table_schema()
