@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nextloom.tokenize.quantizer import Correction, Quantizer, best, drop_scales, nearest
+from nextloom.tokenize.quantizer import Correction, Quantizer, best, blocks, drop_scales, nearest
 from nextloom.tokenize.schedule import FINAL_GRIDS, schedule
 
 SQUARE, WIDE = schedule(FINAL_GRIDS[20], 6), schedule(FINAL_GRIDS[3], 6)
@@ -124,18 +124,29 @@ def test_inputs_are_drawn_with_the_stated_probabilities():
 def test_equal_codes_resolve_to_the_lowest_index():
     u = F.normalize(torch.randn(50, 8), dim=1)
     table = F.normalize(torch.randn(20, 8), dim=1)
-    ranked = torch.cat([table, table]).t().contiguous()
+    ranked = blocks(torch.cat([table, table]).t())
     assert torch.equal(nearest(u, ranked), (u @ table.t()).argmax(1))
     scores, index = best(u, ranked, 4)
     assert torch.equal(index[:, 0], nearest(u, ranked))
     assert torch.equal(index[:, 1], index[:, 0] + 20)
     assert (scores[:, 1:] <= scores[:, :-1]).all()
+    same = blocks(table[:1].expand(3000, 8).t())  # more equal codes than are wanted, over three blocks
+    assert torch.equal(nearest(u, same), torch.zeros(50, dtype=torch.long))
+    assert torch.equal(best(u, same, 4)[1], torch.arange(4).expand(50, 4))
 
 
-def test_large_codebooks_are_searched_in_chunks():
+def test_large_codebooks_are_searched_in_blocks():
     u = F.normalize(torch.randn(300, 8), dim=1)
-    ranked = F.normalize(torch.randn(32_768, 8), dim=1).t().contiguous()
-    assert torch.equal(nearest(u, ranked), torch.cat([(row[None] @ ranked).argmax(1) for row in u]))
+    codes = F.normalize(torch.randn(32_768, 8), dim=1)
+    ranked, scores = blocks(codes.t()), u.double() @ codes.double().t()
+    order = scores.argsort(dim=1, descending=True)[:, :10]
+    found, index = best(u, ranked, 10)
+    assert torch.equal(index[:, 0], nearest(u, ranked))
+    differs = index != order
+    gap = (scores.gather(1, index) - scores.gather(1, order)).abs()
+    assert not (differs & (gap > 1e-6)).any(), "another code only where two tie to float32"
+    assert differs.float().mean() < 0.01
+    assert torch.allclose(found.double(), scores.gather(1, index), atol=1e-6)
 
 
 def test_gradients_are_straight_through_and_the_loss_is_l_vq():

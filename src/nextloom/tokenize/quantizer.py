@@ -6,8 +6,8 @@ on their own, picks one code for both, and takes that code, spread over the fina
     u_k = norm(area(r_k, (h_k, w_k)))      i_k = argmin_v |u_s - E_s[v]|^2 + w |u_p - E_p[v]|^2
     f  += bicubic(E[i_k], (H, W))          r_k+1 = r_k - bicubic(E[i_k], (H, W))
 
-All vectors have unit norm per part, so the argmin is the argmax of u_s.E_s + w u_p.E_p: one thin matrix
-product per chunk of rows, never the whole distance matrix. Everything runs in float32 with autocast off. No
+All vectors have unit norm per part, so the argmin is the argmax of u_s.E_s + w u_p.E_p: thin matrix products,
+block by block, whose scores are looked at while they are in the cache and never kept. Everything runs in float32 with autocast off. No
 phi convolutions, no moving averages, no restarts: codebooks learn from the gradient of L_vq alone.
 
 Bit rule of `encode`: one picture at a time, on one CPU thread, from a contiguous copy. The last bits of a
@@ -35,8 +35,8 @@ from torch.nn import functional as F
 from nextloom.hashing import hash64, uniform
 from nextloom.tokenize.documents import Grid
 
-CHUNK = 1 << 22
-"""Scores held at once while codes are searched (float32: 16 MB)."""
+ROWS, CODES = 256, 1024
+"""Scores held at once while codes are searched (float32: 1 MB, what a core's cache holds)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ class Quantizer(nn.Module):
         self,
         rest: Tensor,
         grids: Sequence[Grid],
-        tables: tuple[Tensor, Tensor],
+        tables: tuple[Tensor, Blocks],
         correction: Correction | None,
         key: str,
     ) -> tuple[Tensor, Tensor]:
@@ -184,33 +184,69 @@ class Quantizer(nn.Module):
         semantic, pixel = x.split(self.split, dim=1)
         return torch.cat([_unit(semantic), _unit(pixel)], dim=1)
 
-    def _ranked(self, table: Tensor) -> Tensor:
-        """(D, V) transposed codebook whose product with u ranks the codes: pixel part times w."""
+    def _ranked(self, table: Tensor) -> Blocks:
+        """Transposed codebook whose product with u ranks the codes: pixel part times w."""
         semantic, pixel = table.detach().split(self.split, dim=1)
-        return torch.cat([semantic, self.pixel_weight * pixel], dim=1).t().contiguous()
+        return blocks(torch.cat([semantic, self.pixel_weight * pixel], dim=1).t())
 
 
-def nearest(u: Tensor, ranked: Tensor) -> Tensor:
+Blocks = list[Tensor]
+"""A transposed codebook (D, V) in blocks of `CODES` columns."""
+
+
+def blocks(codebook: Tensor) -> Blocks:
+    """A transposed codebook (D, V), cut for `nearest` and `best`."""
+    return [block.contiguous() for block in codebook.split(CODES, dim=1)]
+
+
+def nearest(u: Tensor, ranked: Blocks) -> Tensor:
     """(n,) index of the best code for each row of u (n, D); of equal codes the lowest."""
-    return torch.cat([(part @ ranked).argmax(dim=1) for part in u.split(max(1, CHUNK // ranked.shape[1]))])
+    found = []
+    for part in u.split(ROWS):
+        score, index = (part @ ranked[0]).max(dim=1)
+        for number, block in enumerate(ranked[1:], 1):
+            here, at = (part @ block).max(dim=1)
+            better = here > score
+            score = torch.where(better, here, score)
+            index = torch.where(better, at + number * CODES, index)
+        found.append(index)
+    return torch.cat(found)
 
 
-def best(u: Tensor, ranked: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def best(u: Tensor, ranked: Blocks, count: int) -> tuple[Tensor, Tensor]:
     """Scores and indices (n, count) of the best codes, best first; of equal codes the lowest index first."""
     found = []
-    codes = ranked.shape[1]
-    last = codes - 1 - torch.arange(codes, device=u.device)
-    for part in u.split(max(1, CHUNK // codes)):
-        scores = part @ ranked + 0.0  # -0.0 becomes 0.0
-        bits = scores.view(torch.int32).long()
-        ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # integers in the order of the floats
-        top = ((ordered << 32) + last).topk(min(count, codes), dim=1).values
-        index = codes - 1 - (top & 0xFFFFFFFF)
-        found.append((scores.gather(1, index), index))
+    for part in u.split(ROWS):
+        keys = torch.cat([_block_best(part @ block, n * CODES, count) for n, block in enumerate(ranked)], dim=1)
+        top = keys.topk(min(count, keys.shape[1]), dim=1).values
+        index = LAST - (top & LAST)
+        bits = (top >> 32).to(torch.int32)
+        scores = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).view(torch.float32)
+        found.append((scores, index))
     return torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
 
 
-def _draw(u: Tensor, ranked: Tensor, correction: Correction, key: str, scale: int) -> Tensor:
+LAST = 0xFFFFFFFF
+
+
+def _block_best(scores: Tensor, first: int, count: int) -> Tensor:
+    """Sortable keys (n, at most count) of the best codes of a block whose first code is `first`."""
+    count = min(count, scores.shape[1])
+    values, index = scores.topk(count, dim=1)
+    if ((scores >= values[:, -1:]).sum(dim=1) > count).any():  # equal codes at the edge: topk takes any of them
+        index = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
+        return _keys(scores, index + first).topk(count, dim=1).values
+    return _keys(values, index + first)
+
+
+def _keys(scores: Tensor, index: Tensor) -> Tensor:
+    """int64 in the order of the scores, and of equal scores with the lowest index first."""
+    bits = (scores + 0.0).view(torch.int32).long()  # -0.0 becomes 0.0
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # integers in the order of the floats
+    return (ordered << 32) + (LAST - index)
+
+
+def _draw(u: Tensor, ranked: Blocks, correction: Correction, key: str, scale: int) -> Tensor:
     scores, index = best(u, ranked, correction.top_k)
     nearer = 2 * (scores - scores[:, :1]).double().cpu().numpy()  # a distance is 2 + 2w - 2 * score
     cumulated = np.exp(nearer / correction.tau).cumsum(axis=1)
