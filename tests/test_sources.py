@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -21,7 +22,9 @@ import pytest
 
 from engine import build, contents, plans, run
 from nextloom.content import Content
+from nextloom.curation.sources.img2dataset import Img2Dataset
 from nextloom.curation.sources.shards import ShardSource, find_shards, spelled
+from nextloom.curation.sources.table import Table
 from nextloom.curation.sources.webdataset import WebDataset
 from nextloom.errors import UserError
 from nextloom.pipelines.release import make_release
@@ -69,7 +72,7 @@ def test_what_is_no_place_for_shards(tmp_path):
         (tmp_path / "no*.tar", "no shard at"),
         (tmp_path / "a", None),
         ("https://x/0.tar", "not from https://x/0.tar\n  next: copy them first"),
-        ("pipe:aws s3 cp s3://b/0.tar -", "not from pipe:"),
+        ("pipe:aws s3 cp s3://pictures/0.tar -", "not from pipe:"),
         (tmp_path / "index.txt", "no such index"),
     ):
         if message is None:
@@ -230,7 +233,7 @@ def test_round_trip(tmp_path, kind):
 
 def counted(log: Path) -> list[str]:
     """Method and path of the requests since the last call."""
-    text = log.read_text()
+    text = re.sub("\x1b\\[[0-9]+m", "", log.read_text())  # the server colours some lines
     log.write_text("")
     return [line.split('"')[1].rpartition(" ")[0] for line in text.splitlines() if '"' in line and "HTTP/" in line]
 
@@ -254,36 +257,40 @@ def bucket(tmp_path, monkeypatch):
             except OSError:
                 time.sleep(0.1)
         query = f"?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1&allow_bucket_creation=true"
-        system, _ = pafs.FileSystem.from_uri(f"s3://b{query}")
-        system.create_dir("b")
+        system, _ = pafs.FileSystem.from_uri(f"s3://pictures{query}")
+        system.create_dir("pictures")
         yield system, query, log
     finally:
         server.terminate()
         server.wait()
 
 
+def put(system, path: Path, key: str) -> None:
+    pafs.copy_files(str(path), key, destination_filesystem=system)
+
+
 def test_an_index_in_a_bucket_and_no_listing(tmp_path, bucket):
     system, query, log = bucket
-    pafs.copy_files(str(write_tar(tmp_path / "0 ü.tar", [("a.jpg", b"x" * 5000), ("a.txt", b"one")])), "b/s/0 ü.tar",
-                    destination_filesystem=system)  # fmt: skip
-    pafs.copy_files(
-        str(write_tar(tmp_path / "1.tar", [("b.jpg", b"second")])), "b/s/1.tar", destination_filesystem=system
-    )
-    with system.open_output_stream("b/s/index.txt") as file:
+    put(system, write_tar(tmp_path / "0 ü.tar", [("a.jpg", b"x" * 5000), ("a.txt", b"one")]), "pictures/s/0 ü.tar")
+    put(system, write_tar(tmp_path / "1.tar", [("b.jpg", b"second")]), "pictures/s/1.tar")
+    with system.open_output_stream("pictures/s/index.txt") as file:
         file.write("0 ü.tar\n1.tar\n".encode())
-    listed = {row["key"]: row for row in everything(WebDataset(path=f"s3://b/s{query}"))}
+    listed = {row["key"]: row for row in everything(WebDataset(path=f"s3://pictures/s{query}"))}
     assert any("list-type=2" in line for line in counted(log)), "the control: a folder is listed"
-    source = WebDataset(path=f"s3://b/s/index.txt{query}")
+    source = WebDataset(path=f"s3://pictures/s/index.txt{query}")
     units = source.units()
     asked = counted(log)
     rows = {row["key"]: row for unit in units for row in source.items(unit, {}).to_pylist()}
     assert rows == listed and rows["a"]["caption"] == "one"
     content = Content()
     assert content.fetch(rows["a"]) == b"x" * 5000 and content.fetch(rows["b"]) == b"second"
-    assert sum(line.startswith("HEAD") for line in asked) == 2 and len(asked) == 4, asked
-    assert not [line for line in asked + counted(log) if "list-type" in line or line.endswith("/b/")]
+    shards = [f"HEAD /pictures/s/{name}.tar" for name in ("0%20ü", "1")]
+    assert sorted(asked) == sorted(["HEAD /pictures/s/index.txt", "GET /pictures/s/index.txt", *shards])
+    assert not [line for line in asked + counted(log) if "list-type" in line or line.endswith("/pictures/")]
     assert spelled_out(query) == units
-    assert WebDataset(path=f"s3://b/s/index.txt{query}", immutable=True).units() == dict.fromkeys(units, "immutable")
+    assert WebDataset(path=f"s3://pictures/s/index.txt{query}", immutable=True).units() == dict.fromkeys(
+        units, "immutable"
+    )
     assert not [line for line in counted(log) if "list-type" in line]
 
 
@@ -292,4 +299,24 @@ def everything(source: ShardSource) -> list[dict]:
 
 
 def spelled_out(query: str) -> dict[str, str]:
-    return WebDataset(path=f"s3://b/s/{{0%20%C3%BC,1}}.tar{query}").units()
+    return WebDataset(path=f"s3://pictures/s/{{0%20%C3%BC,1}}.tar{query}").units()
+
+
+def test_tables_and_img2dataset_in_a_bucket(tmp_path, bucket):
+    system, query, _ = bucket
+    records = write_output(tmp_path / "out", "webdataset", shards=1)
+    pq.write_table(pa.table({"file": ["a b.jpg", "/x.jpg", None], "n": [1, 2, 3]}), tmp_path / "out" / "paths.parquet")
+    pq.write_table(pa.table({"jpg": [b"one", b"two"]}), tmp_path / "out" / "cells.parquet")
+    (tmp_path / "out" / "a b.jpg").write_bytes(b"by its path")
+    for path in (tmp_path / "out").iterdir():
+        put(system, path, f"pictures/out/{path.name}")
+    content = Content()
+    found = everything(Img2Dataset(path=f"s3://pictures/out/{{00000..00000}}.parquet{query}"))
+    good = [row for row in found if row["member"] is None]
+    assert [row["key"] for row in found] == [one["key"] for one in records] and len(good) == 4
+    assert [content.fetch(row) for row in good] == [picture(0, int(row["key"][5:])) for row in good]
+    cells = everything(Table(path=f"s3://pictures/out/cells.parquet{query}"))
+    assert [content.fetch(row) for row in cells] == [b"one", b"two"]
+    relative, absolute, null = everything(Table(path=f"s3://pictures/out/p*s.parquet{query}"))
+    assert relative["key"] == "paths.parquet#0" and content.fetch(relative) == b"by its path"
+    assert absolute["uri"] == "/x.jpg" and null["member"] == "!column 'file' is empty"

@@ -195,12 +195,12 @@ def rows(
             member = pc.if_else(empty, f"{BROKEN}column {role.picture!r} is null", member)
             if path is not None:
                 member = pc.if_else(here, member, pa.scalar(None, pa.string()))
-                uri = pc.if_else(here, uri, absolute(path, base or shard.uri.rpartition("/")[0]))
+                uri = pc.if_else(here, uri, absolute(path, base or _folder(shard.uri)))
         mark = digest([role.picture, role.key, role.caption, role.rest], 8)
         version = pa.chunked_array([pa.repeat(pa.scalar(f"{shard.stamp}+{mark}"), count)])
     else:
         value = table[role.picture].cast(pa.string())
-        uri = absolute(value, base or shard.uri.rpartition("/")[0])
+        uri = absolute(value, base or _folder(shard.uri))
         blank = pc.fill_null(pc.equal(value, ""), True)
         member = pc.if_else(blank, f"{BROKEN}column {role.picture!r} is empty", pa.scalar(None, pa.string()))
         uri = pc.if_else(blank, shard.uri, uri)
@@ -221,6 +221,11 @@ def _path(table: pa.Table, role: Roles) -> pa.ChunkedArray | None:
     if kind.get_field_index("path") < 0:
         return None
     return pc.struct_field(table[role.picture], "path").cast(pa.string())
+
+
+def _folder(uri: str) -> str:
+    address, mark, query = uri.partition("?") if is_uri(uri) else (uri, "", "")
+    return address.rpartition("/")[0] + mark + query
 
 
 def absolute(values: pa.ChunkedArray, base: str) -> pa.ChunkedArray:

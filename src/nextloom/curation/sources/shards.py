@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, ClassVar, Literal
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -191,7 +191,7 @@ def find_shards(path: str, suffixes: tuple[str, ...]) -> list[Shard]:
         found = _matching(address, tail)
     elif "{" in address and not plain:
         start = len(_folder(address.partition("{")[0] + "x"))
-        found = [Shard(name[start:].lstrip("/"), name + tail, "") for name in spelled(address)]
+        found = [Shard(plain_name(name[start:], path), name + tail, "") for name in spelled(address)]
     else:
         found = _at(path, address, tail, suffixes)
     if not found:
@@ -202,7 +202,7 @@ def find_shards(path: str, suffixes: tuple[str, ...]) -> list[Shard]:
 def _matching(pattern: str, tail: str) -> list[Shard]:
     base = _folder(re.split(r"[*?\[{]", pattern)[0] + "x")
     rest = pattern[len(base) :].lstrip("/")
-    wanted = [_regex(name[len(base) :].lstrip("/")) for name in spelled(pattern)]
+    wanted = [_regex(plain_name(name[len(base) :], pattern)) for name in spelled(pattern)]
     return [s for s in _below(base, tail, deep="/" in rest) if any(regex.fullmatch(s.name) for regex in wanted)]
 
 
@@ -213,7 +213,7 @@ def _at(path: str, address: str, tail: str, suffixes: tuple[str, ...]) -> list[S
     if info.type == pafs.FileType.NotFound:
         raise UserError(f"no such file or folder: {path}", where="source.path", next="correct the path")
     if info.type == pafs.FileType.File:
-        return [Shard(address.rpartition("/")[2], path, stamp(system, info))]
+        return [Shard(plain_name(address.rpartition("/")[2], path), path, stamp(system, info))]
     every = list(_below(address, tail, deep=True))
     found = [shard for shard in every if shard.name.lower().endswith(suffixes)]
     if every and not found:
@@ -223,6 +223,11 @@ def _at(path: str, address: str, tail: str, suffixes: tuple[str, ...]) -> list[S
             next="correct the path, or choose another source: files, webdataset, table, img2dataset, huggingface",
         )
     return found
+
+
+def plain_name(name: str, path: str) -> str:
+    """A name as it is; in a URI it is percent-encoded."""
+    return (unquote(name) if is_uri(path) else name).lstrip("/")
 
 
 def _named(name: str, folder: str, tail: str) -> Shard:
