@@ -5,6 +5,7 @@ import socket
 import time
 from email.utils import formatdate
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 
@@ -94,6 +95,13 @@ def test_every_misbehaviour_is_a_row_and_all_of_them_end(server):
     assert {path: server.seen[path] for path in once_each} == once_each
     assert server.seen["/circle"] == 6, "the first and five redirects"
     assert server.seen["/closed"] == 2 * 3, "aiohttp tries a dropped connection once more"
+
+
+def test_docs_name_every_status():
+    text = (Path(__file__).parent.parent / "docs" / "pictures.md").read_text()
+    kinds = {kind for _, kind, *_ in BAD} | {"NoSuchHost", "PrivateAddress", "BadCertificate"}
+    words = {"failed" + "".join(f"_{c.lower()}" if c.isupper() else c for c in kind) for kind in kinds}
+    assert {word for word in words if f"`{word}`" not in text} == set()
 
 
 def test_urls_that_lead_nowhere(server):
