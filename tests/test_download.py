@@ -19,7 +19,7 @@ from nextloom.op import Row, RowFailure
 from nextloom.pipelines.recipe import Recipe
 from web_server import HOLD, WebServer, picture
 
-QUICK = {"backoff": 0.02, "connect_timeout": 2, "read_timeout": 0.5, "timeout": 3}
+QUICK = {"backoff": 0.02, "connect_timeout": 2, "read_timeout": 1, "timeout": 4}
 MOST = 1_000_000
 
 
@@ -61,7 +61,7 @@ BAD = [  # path, type of error, http_status, attempts, transient, part of the me
     ("/status/410", "HttpStatus", 410, 1, False, "410"),
     ("/status/408", "HttpStatus", 408, 3, True, "408"),
     ("/later/100", "HttpStatus", 503, 1, True, "it asks to wait 100 s"),
-    ("/drip", "Timeout", 200, 1, True, "not done after 3 s"),
+    ("/drip", "Timeout", 200, 1, True, "not done after 4 s"),
     ("/silent", "Timeout", None, 3, True, "silent"),
     ("/endless", "TooLarge", 200, 1, False, "more than 1,000,000 bytes"),
     ("/announced/5000000", "TooLarge", 200, 1, False, "5,000,000 bytes are announced"),
@@ -155,7 +155,7 @@ def test_bounds_on_requests_in_flight(server, workers):
 
 
 def test_waiting_for_a_turn_costs_a_row_nothing(server):
-    rows = fetch(op(server, {"per_host": 1, "timeout": 3 * HOLD}), *(server.url(f"/held/{n}") for n in range(9)))
+    rows = fetch(op(server, {"per_host": 1, "timeout": 10 * HOLD}), *(server.url(f"/held/{n}") for n in range(15)))
     assert {row["status"] for row in rows} == {"success"}
 
 
