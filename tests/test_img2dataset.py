@@ -104,12 +104,13 @@ def test_pictures_and_records_that_do_not_match(tmp_path, layout):
     extra, lost = "000009999", "000000003"
     if layout == "files":
         (tmp_path / "00000" / f"{extra}.jpg").write_bytes(b"extra")
+        (tmp_path / "00000" / "z.jpg").write_bytes(b"z")
         (tmp_path / "00000" / f"{lost}.jpg").unlink()
     else:
         kept = [(f"00000{n:04d}.jpg", picture(0, n)) for n in (0, 1, 5)]
-        write_tar(tmp_path / "00000.tar", [*kept, (f"{extra}.jpg", b"extra")])
+        write_tar(tmp_path / "00000.tar", [*kept, (f"{extra}.jpg", b"extra"), ("z.jpg", b"z")])
     rows = listing(tmp_path)
-    assert len(rows) == 7 and outcome(rows[extra]) == b"extra"
+    assert list(rows)[6:] == [extra, "z"] and outcome(rows[extra]) == b"extra" and outcome(rows["z"]) == b"z"
     where = "folder" if layout == "files" else "tar"
     assert outcome(rows[lost]) == f"its status is success, but it is not in the {where}"
 

@@ -35,7 +35,7 @@ class Content:
     def __init__(self) -> None:
         self._whole: tuple[str, bytes] | None = None
         self._opened: tuple[str, str, Any] | None = None
-        self._group: tuple[tuple[str, str, int], pa.ChunkedArray] | None = None
+        self._group: tuple[tuple[str, str, str, int], pa.ChunkedArray] | None = None
 
     def fetch(self, row: Mapping[str, Any]) -> bytes:
         """Bytes of a row.
@@ -75,7 +75,7 @@ class Content:
         while at >= table.sizes[group]:
             at -= table.sizes[group]
             group += 1
-        key = (uri, column, group)
+        key = (uri, version, column, group)
         if self._group is None or self._group[0] != key:
             self._group = (key, table.read(group, column))
         value = self._group[1][at].as_py()

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nextloom.content import BROKEN
+from nextloom.content import BROKEN, UNREAD
 from nextloom.curation.rule import connect
 from nextloom.curation.sources import jsontext
 from nextloom.curation.sources.jsontext import is_bytes, is_text
@@ -105,6 +105,8 @@ def roles(schema: pa.Schema, wanted: Wanted) -> Roles:
         raise Refusal(f"{found}; expected {', '.join(missing)} too", "correct source.columns")
     picture = wanted.picture or _sniff(schema, found)
     kind = schema.field(picture).type
+    if picture.startswith((BROKEN, UNREAD)):
+        raise Refusal(f"{found}; a picture column may not begin with {picture[0]}", "rename it")
     if not (is_picture(kind) or _is_text(kind)):
         raise Refusal(f"{found}; expected bytes, paths or URLs in {picture!r}", "correct source.image")
     captions = [

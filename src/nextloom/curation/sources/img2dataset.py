@@ -183,7 +183,9 @@ def _of_places(
     ours = ours.append_column("at", pa.array(range(rows.num_rows), pa.int64()))
     first = places.group_by("key", use_threads=False).aggregate([(n, "first") for n in PLACE.names[1:]])
     first = first.rename_columns([name.removesuffix("_first") for name in first.column_names])
-    both = ours.join(first, keys="key", join_type="full outer", use_threads=False).sort_by("at")
+    both = ours.join(first, keys="key", join_type="full outer", use_threads=False).sort_by(
+        [("at", "ascending"), ("key", "ascending")]
+    )
     lost = f"{BROKEN}its status is success, but it is not in {where}{f', which is {damage}' if damage else ''}"
     here = pc.is_valid(both["uri"])
     told = pc.is_valid(both["at"])
@@ -196,7 +198,7 @@ def _of_places(
         pc.if_else(use, both["offset"], none),
         pc.if_else(use, both["size"], pa.scalar(0, pa.int64())),
         pc.if_else(use, nothing, member),
-        f"{have['.tar']}+{digest(have['.parquet'], 8)}",
+        f"{have['.parquet'] if have['.tar'] == MISSING else have['.tar']}+{digest(have['.parquet'], 8)}",
         both["caption"],
         both["sidecar"],
     )
