@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+BROWSER := $(VENV)/.browser
 # CPU wheels of torch instead of CUDA ones: PIP_EXTRA=--extra-index-url=https://download.pytorch.org/whl/cpu make setup
 PIP_EXTRA ?=
 
@@ -19,7 +20,15 @@ $(STAMP): pyproject.toml Makefile
 quickstart: $(STAMP)
 	$(BIN)/python -m nextloom.quickstart
 
-test: $(STAMP) lint
+# a browser for tests of the report page; tried once, and where it cannot be had those tests are skipped with a reason
+$(BROWSER): | $(STAMP)
+	@if ! command -v chromium >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq -o Acquire::http::Timeout=20 && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null; \
+	fi; command -v chromium >/dev/null || echo "no chromium: tests of the report page in a browser will be skipped"
+	touch $@
+
+test: $(STAMP) $(BROWSER) lint
 	$(BIN)/python -m pytest
 
 lint: $(STAMP)
