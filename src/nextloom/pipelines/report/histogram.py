@@ -29,7 +29,10 @@ class Histogram:
 
     def __init__(self, sample: np.ndarray, thresholds: list[float], *, integer: bool) -> None:
         seen = sample[np.isfinite(sample)]
-        ends = [*np.quantile(seen, [TAIL, 1 - TAIL]), *thresholds] if len(seen) else thresholds
+        tails = (
+            [np.quantile(seen, q, method=m) for q, m in ((TAIL, "lower"), (1 - TAIL, "higher"))] if len(seen) else []
+        )
+        ends = [*tails, *thresholds]
         low, high = float(min(ends)), float(max(ends))
         self.integer = integer
         self.log = low > 0 and len(seen) > 0 and float(np.median(seen)) - low < LONG * (high - low)

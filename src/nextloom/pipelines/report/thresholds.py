@@ -93,7 +93,8 @@ class _Thresholds:
         slots = np.full(len(ids), -1)
         near = np.isin(ids, nearest)
         slots[near] = album.want(self._step.domain, ids[near].tolist())
-        slots[:PICTURED] = album.want(self._step.domain, sample[:PICTURED].tolist(), spare=True)
+        some = slice(min(PICTURED, len(sample)))
+        slots[some] = album.want(self._step.domain, ids[some].tolist(), spare=True)
         columns = [np.concatenate([values[c], shown.get(c, np.empty(0))]) for c in self._columns]
         return {
             "parts": list(self._parts),
