@@ -82,7 +82,7 @@ class Content:
         if isinstance(value, Mapping):
             value = value.get("bytes")
         if value is None:
-            raise ContentError(f"column {column!r} is null here")
+            raise ContentError(f"column {column!r} is null")
         return value.encode() if isinstance(value, str) else value
 
     def _open(self, uri: str, version: str, *, member: bool = False) -> Any:

@@ -84,18 +84,25 @@ def _parquet(file: Any, kind: str, choose: Choose) -> Iterator[tuple[Piece, Role
         data = table.read_row_groups(groups, columns=paths, use_threads=False)
         if not paths:  # nothing but pictures
             data = pa.table({"": pa.nulls(count)})
-        yield Piece(data, np.arange(start, start + count), _empty(table, groups, role)), role
+        yield Piece(data, np.arange(start, start + count), _empty(file, table, groups, role)), role
         start, groups = start + count, []
 
 
-def _empty(table: pq.ParquetFile, groups: list[int], role: Roles) -> pa.ChunkedArray | None:
-    """Where the picture is null: from the statistics of the file, and only where they do not settle it by reading."""
-    if not role.cells:
+def _empty(file: Any, table: pq.ParquetFile, groups: list[int], role: Roles) -> pa.ChunkedArray | None:
+    """Where the bytes beside a path are null: by the file's statistics, and only where they leave it open by reading.
+
+    A null without a path beside it shows when it is fetched.
+    """
+    kind = table.schema_arrow.field(role.picture).type
+    if not role.cells or not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
         return None
-    leaf = f"{role.picture}.bytes" if pa.types.is_struct(table.schema_arrow.field(role.picture).type) else role.picture
+    leaf = f"{role.picture}.bytes"
     at = [table.schema.column(i).path for i in range(len(table.schema))].index(leaf)
+    careful = pq.ParquetFile(file, buffer_size=1 << 16)  # reads a page, not the column
     out: list[pa.Array] = []
     for group in groups:
+        # pyarrow ends the process where statistics belong to a column of a forged type; reading it raises
+        next(careful.iter_batches(1, row_groups=[group], columns=[leaf], use_threads=False), None)
         meta = table.metadata.row_group(group)
         stats = meta.column(at).statistics
         nulls = stats.null_count if stats is not None and stats.has_null_count else None
@@ -103,8 +110,7 @@ def _empty(table: pq.ParquetFile, groups: list[int], role: Roles) -> pa.ChunkedA
             out.append(pa.repeat(nulls != 0, meta.num_rows))
         else:
             column = table.read_row_group(group, columns=[leaf], use_threads=False)[role.picture]
-            bare = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
-            out += pc.is_null(bare).chunks
+            out += pc.is_null(pc.struct_field(column, "bytes")).chunks
     mask = pa.chunked_array(out, pa.bool_())
     return mask if pc.any(mask).as_py() else None
 
