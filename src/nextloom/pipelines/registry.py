@@ -23,6 +23,7 @@ SOURCES = (
 )
 
 OPS = (
+    "nextloom.curation.aesthetic_score:AestheticScore",
     "nextloom.curation.balance:Balance",
     "nextloom.curation.caption:Caption",
     "nextloom.curation.caption:Recaption",
