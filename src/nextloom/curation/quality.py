@@ -7,9 +7,9 @@ normalised by the mean and deviation around each pixel (MSCN); a generalised Gau
 asymmetric ones to the products of neighbours in four directions; 18 numbers at each of two scales go into a support
 vector regression. The model is read, not trained: LIBSVM's text format beside the ranges that scale its inputs. The
 one in the package `brisque` was fitted on features whose edges are mirrored (OpenCV's default), as here; that
-package's own code pads with black, which adds up to a few points.
+package's own code pads with black, which moves scores by up to 6 points.
 
-Sharp photographs get 0 to 50, blur, noise and strong compression 60 to 100; values beyond either end occur and are
+Sharp photographs get 0 to 30, blur, noise and strong compression 45 to 95; values beyond either end occur and are
 not clipped. The score depends on resolution, so the picture is brought down to a short side of `side` first. Prices
 paid: a smaller picture is measured as it is, so pair a threshold with one on `short_side`; blocks and noise that
 averaging removes are not seen at full size; drawings on a flat ground are not natural pictures, and score badly.
