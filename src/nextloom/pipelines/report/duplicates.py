@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 from nextloom.pipelines.plan import Planner
 from nextloom.pipelines.recipe import SOURCE, Step
 from nextloom.pipelines.report.album import Album
-from nextloom.pipelines.report.picked import pick, table_of
-from nextloom.store.files import read_files, windows
+from nextloom.pipelines.report.picked import pick, spans, table_of
+from nextloom.store.files import read_files
 
 EACH = 5
 """Groups of each kind that are shown."""
@@ -79,7 +79,7 @@ class _Duplicates:
     def _groups(self) -> tuple[np.ndarray, np.ndarray]:
         """Sorted ids of the groups of two or more, and how many of their rows are hits."""
         groups, copies = np.empty(0, np.int64), np.empty(0, np.int64)
-        for low, high in windows(self._files):
+        for low, high in spans(self._table):
             data = read_files(self._table.uri, self._files, ["id", "group", "hit"], low=low, high=high)
             mine = data.filter(pc.fill_null(data["hit"], False))["group"].drop_null().to_numpy()
             both, inverse = np.unique(np.concatenate([groups, mine]), return_inverse=True)
@@ -95,7 +95,7 @@ class _Duplicates:
         pairs = np.empty((0, 2), np.int64)
         furthest = np.zeros(len(groups))
         measure = [self._measure] if self._measure else []
-        for start, end in windows(self._files) if len(groups) else ():
+        for start, end in spans(self._table) if len(groups) else ():
             data = read_files(self._table.uri, self._files, ["id", "group", *measure], low=start, high=end)
             data = data.filter(pc.is_in(data["group"], pa.array(groups)))
             place = np.searchsorted(groups, data["group"].to_numpy())
@@ -134,7 +134,7 @@ class _Duplicates:
         measure = [self._measure] if self._measure else []
         names = ["id", "group", "hit", *measure]
         parts = [self._step.op.table_schema().empty_table().select(names)]
-        for low, high in windows(self._files) if len(groups) else ():
+        for low, high in spans(self._table) if len(groups) else ():
             data = read_files(self._table.uri, self._files, names, low=low, high=high)
             parts.append(data.filter(pc.is_in(data["group"], pa.array(groups))))
         return pa.concat_tables(parts, promote_options="permissive")

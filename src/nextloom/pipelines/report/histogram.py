@@ -62,17 +62,23 @@ class Histogram:
 
 
 def _edges(low: float, high: float, *, integer: bool, log: bool) -> np.ndarray:
-    """Ascending edges of at most about `BINS` bins from `low` to beyond `high`."""
+    """Ascending edges of at most about `BINS` bins, from below `low` to above `high`."""
     if log:
-        edges = np.geomspace(low, high * (high / low) ** (1 / BINS), BINS + 1)
+        ratio = (high / low) ** (1 / BINS)
+        edges = np.geomspace(low / ratio, high * ratio, BINS + 3)
         return np.unique(np.round(edges)) if integer and high > 2 * BINS else edges
     if integer:
         width = max(1, math.ceil((high - low + 1) / BINS))
-        start = math.floor(low / width) * width
+        start = _below(math.floor(low / width)) * width
         return np.arange(start, high + 2 * width, width, dtype=np.float64)
     width = _round_up((high - low) / BINS) if high > low else max(abs(low), 1) / BINS
-    start = math.floor(low / width)
+    start = _below(math.floor(low / width))
     return np.arange(start, max(math.ceil(high / width), start + 1) + 2) * width
+
+
+def _below(bin: int) -> int:
+    """The bin before, so that a threshold at the end can be moved past it; nothing counted is below zero."""
+    return bin if bin == 0 else bin - 1
 
 
 def _round_up(width: float) -> float:

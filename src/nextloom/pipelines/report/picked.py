@@ -1,6 +1,9 @@
-"""Picked rows: a few rows out of a table of any size, file by file, so that memory follows what is picked."""
+"""Picked rows: a few rows out of a table of any size, and id ranges to walk over all of it, in bounded memory."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +15,20 @@ from nextloom.op import CHILDREN, Expand
 from nextloom.pipelines.plan import Planner
 from nextloom.pipelines.recipe import SOURCE
 from nextloom.store.dataset import ROWS
+from nextloom.store.files import windows
 from nextloom.store.table import Table
+
+SPAN_ROWS = 250_000
+
+
+def spans(table: Table) -> Iterator[tuple[int, int]]:
+    """Id ranges, inclusive, that cover a table in order, of about `SPAN_ROWS` rows each, also inside one large file."""
+    files = table.files()
+    for low, high in windows(files, SPAN_ROWS):
+        rows = sum(f.rows for f in files if low <= f.min_id <= high)
+        width = max(1, math.ceil((high - low + 1) / math.ceil(rows / SPAN_ROWS)))
+        for start in range(low, high + 1, width):
+            yield start, min(high, start + width - 1)
 
 
 def pick(table: Table, ids: np.ndarray, columns: list[str], schema: pa.Schema) -> pa.Table:

@@ -17,7 +17,8 @@ from typing import Any
 from nextloom.curation.select import SelectWhere
 from nextloom.pipelines.plan import Planner
 from nextloom.pipelines.recipe import Step
-from nextloom.store.files import read_files, windows
+from nextloom.pipelines.report.picked import spans
+from nextloom.store.files import read_files
 
 MOST_RULES = 24
 """Rules that are told apart; a balance has one per class. The rest share the last line."""
@@ -66,7 +67,7 @@ def _count(planner: Planner, step: Step) -> tuple[Counter[str], Counter[tuple[st
     found = table.files()
     verdicts: Counter[str] = Counter()
     combinations: Counter[tuple[str, ...]] = Counter()
-    for low, high in windows(found):
+    for low, high in spans(table):
         data = read_files(table.uri, found, ["id", "verdict", "rules"], low=low, high=high)
         grouped = data.group_by(["verdict", "rules"]).aggregate([([], "count_all")]).to_pylist()
         for group in grouped:

@@ -29,9 +29,10 @@ from nextloom.pipelines.plan import Planner
 from nextloom.pipelines.recipe import SOURCE, Step
 from nextloom.pipelines.report.album import Album
 from nextloom.pipelines.report.histogram import Histogram
-from nextloom.pipelines.report.picked import pick, table_of
+from nextloom.pipelines.report.picked import pick, spans, table_of
 from nextloom.store.dataset import ROWS
-from nextloom.store.files import read_files, take_ids, windows
+from nextloom.store.files import File, read_files, take_ids
+from nextloom.store.table import Table
 
 SAMPLE = 2000
 PICTURED = 300
@@ -78,6 +79,7 @@ class _Thresholds:
         self._planner, self._step, self._found = planner, step, found
         self._verdicts = planner.table(step.name)
         self._parts = step.op.rules()
+        self._logs: dict[str, list[File]] = {}
         self._columns: list[Column] = list(dict.fromkeys((c.step, c.column) for c in found))
 
     def gather(self, album: Album) -> dict[str, Any] | None:
@@ -119,6 +121,12 @@ class _Thresholds:
             "slots": slots.tolist(),
         }
 
+    def _files(self, table: Table) -> list[File]:
+        """The table's files, its log read once."""
+        if table.uri not in self._logs:
+            self._logs[table.uri] = table.files()
+        return self._logs[table.uri]
+
     def _histogram(self, column: Column, sample: np.ndarray) -> Histogram:
         marks = [c.value for c in self._found if (c.step, c.column) == column]
         kind = _kind(self._planner, self._step, *column)
@@ -128,13 +136,14 @@ class _Thresholds:
         """Number of judged rows, and the ids of the sample in the order of their hashes."""
         files = self._verdicts.files()
         best, judged = np.empty(0, np.int64), 0
-        for low, high in windows(files):
+        for low, high in spans(self._verdicts):
             data = read_files(self._verdicts.uri, files, ["id", "verdict"], low=low, high=high)
             ids = data.filter(pc.not_equal(data["verdict"], "failed"))["id"].to_numpy()
             judged += len(ids)
             best = np.concatenate([best, ids])
-            best = best[np.argsort(_hash(best))[:SAMPLE]]
-        return judged, best
+            if len(best) > SAMPLE:
+                best = best[np.argpartition(_hash(best), SAMPLE)[:SAMPLE]]
+        return judged, best[np.argsort(_hash(best))]
 
     def _values(self, ids: np.ndarray, *, whole: bool) -> dict[Column, np.ndarray]:
         """float64 values of each compared column in the order of `ids`; NaN where there is none.
@@ -146,7 +155,7 @@ class _Thresholds:
             wanted = [column for step, column in self._columns if step == name]
             table, schema = table_of(self._planner, name, self._step.domain)
             if whole:
-                data = take_ids(table.uri, table.files(), ids, wanted)
+                data = take_ids(table.uri, self._files(table), ids, wanted)
             else:
                 data = pick(table, ids, wanted, schema)
                 if data.num_rows != len(ids):
@@ -161,7 +170,7 @@ class _Thresholds:
         """Fill the histograms with all judged rows; returns the ids next to a threshold, sorted and unique."""
         files = self._verdicts.files()
         sides = {(i, met): _Nearest() for i in range(len(self._found)) for met in (False, True)}
-        for low, high in windows(files):
+        for low, high in spans(self._verdicts):
             data = read_files(self._verdicts.uri, files, ["id", "verdict"], low=low, high=high)
             data = data.filter(pc.not_equal(data["verdict"], "failed"))
             if not data.num_rows:
@@ -195,6 +204,9 @@ class _Nearest:
 
     def add(self, distances: np.ndarray, ids: np.ndarray) -> None:
         distances, ids = np.concatenate([self._distances, distances]), np.concatenate([self.ids, ids])
+        if len(ids) > NEAREST:
+            near = distances <= np.partition(distances, NEAREST - 1)[NEAREST - 1]
+            distances, ids = distances[near], ids[near]
         best = np.lexsort((_hash(ids), distances))[:NEAREST]
         self._distances, self.ids = distances[best], ids[best]
 

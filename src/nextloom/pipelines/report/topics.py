@@ -18,8 +18,8 @@ from nextloom.curation.categories import Category, tree
 from nextloom.op import Select
 from nextloom.pipelines.plan import Planner
 from nextloom.pipelines.recipe import SOURCE, Step
-from nextloom.pipelines.report.picked import table_of
-from nextloom.store.files import read_files, take_ids, windows
+from nextloom.pipelines.report.picked import spans, table_of
+from nextloom.store.files import read_files, take_ids
 
 MOST = 200
 """Categories shown, of each level; the rest are told as a number."""
@@ -91,10 +91,10 @@ def _count(planner: Planner, step: Step, name: str, first: str | None, second: s
     verdicts = planner.table(step.name)
     files = verdicts.files()
     table, _ = table_of(planner, name, step.domain)
-    parts = []
-    for low, high in windows(files):
+    labelled, parts = table.files(), []
+    for low, high in spans(verdicts):
         judged = read_files(verdicts.uri, files, ["id", "verdict"], low=low, high=high)
-        data = take_ids(table.uri, table.files(), judged["id"].to_numpy(), [second, *([first] if first else [])])
+        data = take_ids(table.uri, labelled, judged["id"].to_numpy(), [second, *([first] if first else [])])
         label, verdict = data[second].combine_chunks(), judged["verdict"].combine_chunks()
         if pa.types.is_list(label.type):
             label, place = pc.list_flatten(label), pc.list_parent_indices(label)
