@@ -84,14 +84,23 @@ def plan(
     retry_errors: Retry = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what is stale, why, and what it will cost. Writes nothing."""
+    """Say what is stale, why, and what it will cost. Writes nothing; ends with code 1 where a step cannot run."""
+    from nextloom.pipelines.plan import BLOCKED
     from nextloom.pipelines.plan import plan as make_plan
 
     loaded, dataset = load(recipe, root, sets)
     plans = make_plan(loaded, dataset, to=to, retry_errors=retry_errors)
     if as_json:
         print(json.dumps([p.as_dict() for p in plans], indent=1))
-        return
+    else:
+        _show_plan(plans)
+    if blocked := [p for p in plans if p.state == BLOCKED]:
+        raise UserError(
+            f"{len(blocked)} of {len(plans)} steps cannot run", where=f"steps.{blocked[0].step}", next=blocked[0].cause
+        )
+
+
+def _show_plan(plans: list[Any]) -> None:
     table = _table("step", "op", "state", "rows to do", "of", "CPU time", "cause")
     for p in plans:
         todo = f"after {p.after}" if p.after else ("" if p.todo is None else f"{p.todo:,}")

@@ -147,6 +147,12 @@ class Op(Model):
         """Digest of the weights that `field` names; FileNotFoundError when there are none."""
         return digest_path(getattr(self, field))
 
+    @classmethod
+    def spelled(cls, field: str) -> str:
+        """A field as recipes write it."""
+        known = cls.model_fields.get(field)
+        return known.alias if known and known.alias else field
+
     def version(self) -> str:
         """`code_version`, with that of any shared code the op's values depend on."""
         return str(self.code_version)

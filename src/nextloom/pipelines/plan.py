@@ -258,7 +258,8 @@ class Planner:
         old, new = receipt["config"], self.identities[step.name]
         changed = [key for key in new if old.get(key) != new[key]]
         if changed:
-            return "CONFIG " + ", ".join(f"{key} {_change(str(old.get(key)), str(new[key]))}" for key in changed)
+            told = [f"{step.op.spelled(key)} {_change(str(old.get(key)), str(new[key]))}" for key in changed]
+            return f"CONFIG {', '.join(told)}"
         return "INPUT"
 
 
@@ -290,7 +291,7 @@ def op_identity(op: Op, where: str) -> dict[str, Any]:
         try:
             identity[name] = op.digest_weights(name)
         except FileNotFoundError:
-            raise UserError(f"no weights at {identity[name]}", where=f"{where}.{name}", next=make) from None
+            raise UserError(f"no weights at {identity[name]}", where=f"{where}.{op.spelled(name)}", next=make) from None
     return identity
 
 

@@ -72,7 +72,7 @@ class Task:
                 if self.op.digest_weights(name) != planned:
                     raise UserError(
                         "these weights changed after the run had begun; nothing was stored with the new ones",
-                        where=f"{where}.{name}",
+                        where=f"{where}.{self.op.spelled(name)}",
                         next="run again",
                     )
         except UserError:
