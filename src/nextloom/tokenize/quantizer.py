@@ -7,8 +7,9 @@ on their own, picks one code for both, and takes that code, spread over the fina
     f  += bicubic(E[i_k], (H, W))          r_k+1 = r_k - bicubic(E[i_k], (H, W))
 
 All vectors have unit norm per part, so the argmin is the argmax of u_s.E_s + w u_p.E_p: thin matrix products,
-block by block, whose scores are looked at while they are in the cache and never kept. Everything runs in float32 with autocast off. No
-phi convolutions, no moving averages, no restarts: codebooks learn from the gradient of L_vq alone.
+block by block, whose scores are looked at while they are in the cache and never kept. Everything runs in float32
+with autocast off. No phi convolutions, no moving averages, no restarts: codebooks learn from the gradient of L_vq
+alone.
 
 Bit rule of `encode`: one picture at a time, on one CPU thread, from a contiguous copy. The last bits of a
 matrix product depend on its shape, its thread count and its alignment; with all three fixed, a picture's
