@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from usage import Usage, measure
+from tools.usage import Usage, measure
 
 STEPS = {
     "stats": {"op": "image_stats"},
@@ -162,7 +162,7 @@ def main() -> None:
             lost += unaccounted(folder, place / f"root{count}")
         report(figures, args.small, args.large, lost)
         if args.peers:
-            from peers import compare
+            from tools.peers import compare
 
             compare(sets[args.small], place)
 
