@@ -1,23 +1,26 @@
 """CPU-seconds and memory of a command with everything it starts, also what outlives its parent (Linux).
 
-This process makes itself the reaper of orphans, so that daemons which a command leaves behind (Ray's, say) end as its
-children and their time is counted; memory is the sum of proportional set sizes, sampled, so shared pages count once.
+This process makes itself the reaper of orphans, so all that a command starts stays below it in the process tree. The
+tree is sampled ten times a second: the CPU time of a process is what its last sample says (a parent that ignores the
+end of its children, as Ray's raylet does, never gets their time into its own), so at most a tenth of a second per
+process is lost. Memory is the sum of proportional set sizes, once a second, so shared pages count once.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-import resource
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
-SAMPLE_SECONDS = 0.5
+SAMPLE_SECONDS = 0.1
+MEMORY_EVERY = 10
+TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -29,52 +32,61 @@ class Usage:
     peak_bytes: int
 
 
+class _Sampler(threading.Thread):
+    """Follows the tree below this process until `stop`."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.stop, self.peak = threading.Event(), 0
+        self.ticks: dict[tuple[int, int], int] = {}
+        """(pid, start time) -> CPU ticks when last seen."""
+
+    def run(self) -> None:
+        count = 0
+        while not self.stop.wait(SAMPLE_SECONDS):
+            found = dict(_descendants(os.getpid()))
+            self.ticks.update(found)
+            if count % MEMORY_EVERY == 0:
+                self.peak = max(self.peak, sum(_proportional(pid) for pid, _ in found))
+            count += 1
+
+
 def measure(command: Sequence[str], env: Mapping[str, str] | None = None) -> Usage:
     """Run `command` to its end, and to that of all it started; a failure raises with its output."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    before, start = _children(), time.perf_counter()
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    peak, done = [0], threading.Event()
-    sampler = threading.Thread(target=_sample, args=(peak, done), daemon=True)
+    sampler, start = _Sampler(), time.perf_counter()
     sampler.start()
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     output, _ = process.communicate()
-    done.set()
-    sampler.join()
+    seconds = time.perf_counter() - start
     while True:  # orphans
         try:
             os.wait()
         except ChildProcessError:
             break
+    sampler.stop.set()
+    sampler.join()
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{output[-4000:]}")
-    return Usage(_children() - before, time.perf_counter() - start, peak[0])
+    return Usage(sum(sampler.ticks.values()) / TICKS, seconds, sampler.peak)
 
 
-def _children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def _sample(peak: list[int], done: threading.Event) -> None:
-    while not done.wait(SAMPLE_SECONDS):
-        peak[0] = max(peak[0], sum(map(_proportional, _descendants(os.getpid()))))
-
-
-def _descendants(root: int) -> list[int]:
-    parents: dict[int, list[int]] = {}
+def _descendants(root: int) -> Iterator[tuple[tuple[int, int], int]]:
+    """((pid, start time), CPU ticks) of every process below `root`."""
+    parents: dict[int, list[tuple[tuple[int, int], int]]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                after_name = (entry / "stat").read_text().rpartition(")")[2].split()
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
             except OSError:
                 continue
-            parents.setdefault(int(after_name[1]), []).append(int(entry.name))
-    found, waiting = [], [root]
+            own = ((int(entry.name), int(fields[19])), int(fields[11]) + int(fields[12]))
+            parents.setdefault(int(fields[1]), []).append(own)
+    waiting = [root]
     while waiting:
         children = parents.get(waiting.pop(), [])
-        found += children
-        waiting += children
-    return found
+        yield from children
+        waiting += [pid for (pid, _), _ in children]
 
 
 def _proportional(pid: int) -> int:
