@@ -202,6 +202,13 @@ def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     return rgb
 
 
+def has_foreign_colours(image: Image.Image) -> bool:
+    """Whether the picture's ICC profile means other colours than its pixels say when they are taken for sRGB."""
+    profile = image.info.get("icc_profile")
+    mode = "RGB" if image.mode == "P" else image.mode
+    return bool(profile) and _transform(profile, mode) is not None
+
+
 @lru_cache(maxsize=32)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """From `profile` to 8-bit sRGB, relative colorimetric with black point compensation; None: leave the pixels."""

@@ -1,8 +1,8 @@
 """Pictures as data URIs, the form in which chat models take them.
 
 The original bytes are sent, untouched, when any reader would see in them what `nextloom.pixels` sees and they are
-small enough: a still JPEG, PNG, WebP or GIF, 8 bits a channel, grey, RGB or an opaque palette, upright without
-EXIF's help, at most `max_bytes` long and its longer side at most `max_side` pixels. Anything else (a frame of an
+small enough: a still JPEG, PNG, WebP or GIF, 8 bits a channel, grey, RGB or an opaque palette, in sRGB, upright
+without EXIF's help, at most `max_bytes` long and its longer side at most `max_side` pixels. Anything else (a frame of an
 animation, TIFF, AVIF, CMYK, alpha, 16 bits, a turned or a large picture) is decoded by the one way of the package,
 brought down to `max_side` by Lanczos if it is larger, and sent as JPEG of quality 90. Every picture is decoded
 first, so a broken one is an error row and costs no request. Price paid: one decode per picture, about 10 ms per
@@ -53,7 +53,7 @@ def _plain(image: Image.Image) -> bool:
     """Whether every decoder sees the same in it: a still picture, no turn, no alpha, no odd kind of pixel."""
     if image.format not in SENT_AS or getattr(image, "n_frames", 1) > 1:
         return False
-    if image.mode not in ("L", "RGB", "P") or "transparency" in image.info:
+    if image.mode not in ("L", "RGB", "P") or "transparency" in image.info or pixels.has_foreign_colours(image):
         return False
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1) == 1
