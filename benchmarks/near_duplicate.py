@@ -39,7 +39,7 @@ def hashes(count: int, distance: int) -> np.ndarray:
 
 def side(count: int, distance: int) -> None:
     """One measured process; prints its figures as JSON."""
-    from nextloom.curation.hamming import groups
+    from nextloom.curation.duplicates.hamming import groups
 
     data = hashes(count, distance)
     start = time.process_time()

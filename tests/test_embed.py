@@ -12,9 +12,9 @@ from PIL import Image
 
 import engine
 import toy_encoders as toys
-from nextloom.curation.embed import Embed, vector_of
 from nextloom.curation.encoders import parts
 from nextloom.curation.encoders.encoder import unit
+from nextloom.curation.scores.embed import Embed, vector_of
 from nextloom.errors import UserError
 from nextloom.op import Row
 from nextloom.pipelines.plan import op_identity
@@ -316,7 +316,8 @@ def test_a_plan_without_weights_is_blocked(tmp_path):
 
 def test_planning_imports_nothing_heavy():
     code = (
-        "import sys; from nextloom.curation.embed import Embed; from nextloom.curation import zero_shot, pick_labels;"
+        "import sys; from nextloom.curation.scores.embed import Embed;"
+        "from nextloom.curation.scores import pick_labels, zero_shot;"
         "from nextloom.pipelines.plan import op_identity; op_identity(Embed(), 's');"
         "print([m for m in ('torch', 'ray', 'transformers', 'open_clip') if m in sys.modules])"
     )

@@ -13,11 +13,11 @@ from PIL import Image
 from engine import build, contents, run
 from nextloom import pixels
 from nextloom.config import validate
-from nextloom.curation import hamming
-from nextloom.curation.groups import Components, spanning
-from nextloom.curation.hamming import groups, pairs, plan
-from nextloom.curation.near_duplicate import NearDuplicate
-from nextloom.curation.perceptual_hash import PerceptualHash
+from nextloom.curation.duplicates import hamming
+from nextloom.curation.duplicates.groups import Components, spanning
+from nextloom.curation.duplicates.hamming import groups, pairs, plan
+from nextloom.curation.duplicates.near_duplicate import NearDuplicate
+from nextloom.curation.scores.perceptual_hash import PerceptualHash
 from nextloom.errors import UserError
 from nextloom.op import ERROR, Row
 
@@ -327,9 +327,7 @@ def test_copies_of_photographs_are_found():
     of = dict(zip(names, [row["group"] for row in result], strict=True))
     originals = [name for name, kind in names if kind == "original"]
     missed = {kind: [n for n in originals if of[n, kind] != of[n, "original"]] for kind in COPIES}
-    false = sorted(
-        {tuple(sorted((a, b))) for (a, _), i in of.items() for (b, _), j in of.items() if a != b and i == j}
-    )
+    false = sorted({tuple(sorted((a, b))) for (a, _), i in of.items() for (b, _), j in of.items() if a != b and i == j})
     print(f"\n{len(originals)} photographs")
     for kind, gone in missed.items():
         print(f"{kind:<10} found {len(originals) - len(gone):>3}  missed {len(gone):>3}  {', '.join(gone)}")

@@ -18,8 +18,8 @@ from sklearn.metrics.pairwise import rbf_kernel
 
 from engine import build, plans
 from nextloom import pixels
-from nextloom.curation.packaged import packaged
-from nextloom.curation.quality import Quality, Regression
+from nextloom.curation.scores.packaged import packaged
+from nextloom.curation.scores.quality import Quality, Regression
 from nextloom.op import Row
 from nextloom.pipelines.plan import op_identity
 
@@ -179,6 +179,7 @@ def test_absent_weights_block_the_step(tmp_path):
 
 
 def test_planning_imports_no_opencv():
-    code = "import sys; from nextloom.curation.quality import Quality; q = Quality(); q.digest_weights('checkpoint')"
+    code = "import sys; from nextloom.curation.scores.quality import Quality"
+    code += "; q = Quality(); q.digest_weights('checkpoint')"
     code += "; print([m for m in ('cv2', 'torch', 'ray', 'brisque') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

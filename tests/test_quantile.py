@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nextloom.config import validate
-from nextloom.curation.quantile import Quantile
-from nextloom.curation.scales import LAION_V2
+from nextloom.curation.decisions.quantile import Quantile
+from nextloom.curation.scores.scales import LAION_V2
 from nextloom.errors import UserError
 from nextloom.op import ERROR
 

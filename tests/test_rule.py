@@ -2,7 +2,7 @@
 
 import pytest
 
-from nextloom.curation.rule import compared_columns, comparisons, connect, parse
+from nextloom.curation.decisions.rule import compared_columns, comparisons, connect, parse
 
 
 def told(sql: str) -> list[tuple]:

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from nextloom.config import validate
-from nextloom.curation.scales import KOALA_MOTION, LAION_V2
-from nextloom.curation.select import SelectWhere
+from nextloom.curation.decisions.select import SelectWhere
+from nextloom.curation.scores.scales import KOALA_MOTION, LAION_V2
 from nextloom.errors import UserError
 from nextloom.op import ERROR, error_value
 
@@ -161,7 +161,7 @@ def test_tables_of_different_ids_are_refused():
 
 
 def test_no_file_can_be_reached(tmp_path):
-    from nextloom.curation.rule import connect
+    from nextloom.curation.decisions.rule import connect
 
     (tmp_path / "a.csv").write_text("x\n1\n")
     with pytest.raises(Exception, match="disabled"):

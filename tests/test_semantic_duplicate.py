@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from nextloom.curation.semantic_duplicate import SemanticDuplicate
+from nextloom.curation.duplicates.semantic_duplicate import SemanticDuplicate
 from nextloom.errors import UserError
 from nextloom.op import ERROR
 

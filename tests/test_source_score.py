@@ -6,9 +6,9 @@ import pytest
 
 from engine import build, contents, plans, run, write_pictures
 from nextloom.config import validate
-from nextloom.curation.source_hash import SourceHash
-from nextloom.curation.source_score import SourceScore
-from nextloom.curation.source_text import SourceText
+from nextloom.curation.scores.source_hash import SourceHash
+from nextloom.curation.scores.source_score import SourceScore
+from nextloom.curation.scores.source_text import SourceText
 from nextloom.errors import UserError
 from nextloom.op import Row, RowFailure
 

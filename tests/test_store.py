@@ -16,7 +16,7 @@ from deltalake import DeltaTable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nextloom.curation.source import Item, Source, item_table
+from nextloom.curation.sources.source import Item, Source, item_table
 from nextloom.io import Folder
 from nextloom.op import ERROR, MAX_CHILDREN, child_id
 from nextloom.store.dataset import Dataset

@@ -10,10 +10,10 @@ from pydantic import ValidationError
 
 import engine
 import toy_encoders as toys
-from nextloom.curation.embed import Embed
 from nextloom.curation.encoders import hugging_face
-from nextloom.curation.pick_labels import PickLabels
-from nextloom.curation.zero_shot import TEMPLATES, ZeroShot, text_matrix
+from nextloom.curation.scores.embed import Embed
+from nextloom.curation.scores.pick_labels import PickLabels
+from nextloom.curation.scores.zero_shot import TEMPLATES, ZeroShot, text_matrix
 from nextloom.errors import UserError
 from nextloom.op import Row, attempt
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from nextloom.curation.source import Item, Source, item_table
+from nextloom.curation.sources.source import Item, Source, item_table
 from nextloom.op import Annotate, Row
 
 SUBJECTS = ("cat", "dog", "tea")

@@ -19,7 +19,7 @@ import pyarrow as pa
 from PIL import Image
 
 from nextloom.config import RootPath
-from nextloom.curation.source import Item, Source, item_table
+from nextloom.curation.sources.source import Item, Source, item_table
 
 HOLD = 0.1
 """Seconds that ``/held/...`` takes."""

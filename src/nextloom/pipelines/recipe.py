@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import Field, InstanceOf, model_validator
 
 from nextloom.config import Model, load_yaml, override, validate
-from nextloom.curation.source import Source
+from nextloom.curation.sources.source import Source
 from nextloom.errors import UserError, did_you_mean
 from nextloom.op import CHILDREN, Annotate, Expand, Pack, Reduce, RowOp, Select
 from nextloom.pipelines.registry import find_op, find_source

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from functools import lru_cache
 
-from nextloom.curation.source import Source
+from nextloom.curation.sources.source import Source
 from nextloom.errors import UserError, did_you_mean
 from nextloom.op import Op
 
@@ -23,28 +23,28 @@ SOURCES = (
 )
 
 OPS = (
-    "nextloom.curation.aesthetic_score:AestheticScore",
-    "nextloom.curation.balance:Balance",
-    "nextloom.curation.caption:Caption",
-    "nextloom.curation.caption:Recaption",
-    "nextloom.curation.caption_qa:CaptionQa",
-    "nextloom.curation.download:Download",
-    "nextloom.curation.embed:Embed",
+    "nextloom.curation.captions.caption:Caption",
+    "nextloom.curation.captions.caption:Recaption",
+    "nextloom.curation.captions.caption_qa:CaptionQa",
+    "nextloom.curation.decisions.balance:Balance",
+    "nextloom.curation.decisions.quantile:Quantile",
+    "nextloom.curation.decisions.select:SelectWhere",
+    "nextloom.curation.duplicates.near_duplicate:NearDuplicate",
+    "nextloom.curation.duplicates.semantic_duplicate:SemanticDuplicate",
     "nextloom.curation.gif_frames:GifFrames",
-    "nextloom.curation.image_stats:ImageStats",
-    "nextloom.curation.near_duplicate:NearDuplicate",
-    "nextloom.curation.nsfw:Nsfw",
-    "nextloom.curation.perceptual_hash:PerceptualHash",
-    "nextloom.curation.quality:Quality",
-    "nextloom.curation.pick_labels:PickLabels",
-    "nextloom.curation.quantile:Quantile",
-    "nextloom.curation.select:SelectWhere",
-    "nextloom.curation.text_area:TextArea",
-    "nextloom.curation.semantic_duplicate:SemanticDuplicate",
-    "nextloom.curation.source_hash:SourceHash",
-    "nextloom.curation.source_score:SourceScore",
-    "nextloom.curation.source_text:SourceText",
-    "nextloom.curation.zero_shot:ZeroShot",
+    "nextloom.curation.scores.aesthetic_score:AestheticScore",
+    "nextloom.curation.scores.embed:Embed",
+    "nextloom.curation.scores.image_stats:ImageStats",
+    "nextloom.curation.scores.nsfw:Nsfw",
+    "nextloom.curation.scores.perceptual_hash:PerceptualHash",
+    "nextloom.curation.scores.pick_labels:PickLabels",
+    "nextloom.curation.scores.quality:Quality",
+    "nextloom.curation.scores.source_hash:SourceHash",
+    "nextloom.curation.scores.source_score:SourceScore",
+    "nextloom.curation.scores.source_text:SourceText",
+    "nextloom.curation.scores.text_area:TextArea",
+    "nextloom.curation.scores.zero_shot:ZeroShot",
+    "nextloom.curation.web.download:Download",
     "nextloom.tokenize.image_tokens:ImageTokens",
     "nextloom.tokenize.packing:PackSamples",
     "nextloom.tokenize.text_tokens:TextTokens",

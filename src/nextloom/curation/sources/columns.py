@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nextloom.content import BROKEN, UNREAD
-from nextloom.curation.rule import connect
+from nextloom.curation.decisions.rule import connect
 from nextloom.curation.sources import jsontext
 from nextloom.curation.sources.jsontext import is_bytes, is_text
 from nextloom.curation.sources.shards import Refusal, Shard

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from nextloom.config import RootPath
-from nextloom.curation.source import Item, Source, item_table
+from nextloom.curation.sources.source import Item, Source, item_table
 from nextloom.errors import UserError
 from nextloom.io import fetch, filesystem, is_uri
 

@@ -28,7 +28,7 @@ from pydantic import PrivateAttr
 
 from nextloom.config import RootPath
 from nextloom.content import BROKEN, UNREAD, stamp
-from nextloom.curation.source import Item, Source, item_table
+from nextloom.curation.sources.source import Item, Source, item_table
 from nextloom.errors import UserError
 from nextloom.io import fetch, filesystem, is_uri, join
 

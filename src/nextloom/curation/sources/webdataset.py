@@ -21,9 +21,9 @@ from typing import Any, BinaryIO, ClassVar
 import pyarrow as pa
 
 from nextloom.content import BROKEN
-from nextloom.curation.source import Item, item_table
 from nextloom.curation.sources.files import SUFFIXES, caption_of
 from nextloom.curation.sources.shards import Shard, ShardSource, utf8
+from nextloom.curation.sources.source import Item, item_table
 from nextloom.curation.sources.tar import Damage, Member, members, open_shard
 
 TEXTS = ("txt", "json", "cls")

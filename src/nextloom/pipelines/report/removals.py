@@ -14,7 +14,7 @@ import json
 from collections import Counter
 from typing import Any
 
-from nextloom.curation.select import SelectWhere
+from nextloom.curation.decisions.select import SelectWhere
 from nextloom.pipelines.plan import Planner
 from nextloom.pipelines.recipe import Step
 from nextloom.pipelines.report.picked import spans

@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nextloom.curation.quantile import Quantile
-from nextloom.curation.rule import Comparison, comparisons
-from nextloom.curation.select import SelectWhere
+from nextloom.curation.decisions.quantile import Quantile
+from nextloom.curation.decisions.rule import Comparison, comparisons
+from nextloom.curation.decisions.select import SelectWhere
 from nextloom.hashing import hash64
 from nextloom.op import CHILDREN
 from nextloom.pipelines.plan import Planner

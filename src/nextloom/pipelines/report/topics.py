@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nextloom.curation.balance import Balance
-from nextloom.curation.categories import Category, tree
+from nextloom.curation.decisions.balance import Balance
+from nextloom.curation.decisions.categories import Category, tree
 from nextloom.op import Select
 from nextloom.pipelines.plan import Planner
 from nextloom.pipelines.recipe import SOURCE, Step

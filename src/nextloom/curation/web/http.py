@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
-from nextloom.curation.addresses import Allowed, Guard
-from nextloom.curation.answer import WebError, bad_status, named, robots, unpacker
+from nextloom.curation.web.addresses import Allowed, Guard
+from nextloom.curation.web.answer import WebError, bad_status, named, robots, unpacker
 from nextloom.op import Execution
 
 if TYPE_CHECKING:

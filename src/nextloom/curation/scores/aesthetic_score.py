@@ -30,7 +30,7 @@ import pyarrow as pa
 from pydantic import Field, PrivateAttr
 
 from nextloom.config import RootPath
-from nextloom.curation.scales import LAION_RELU, LAION_V1, LAION_V2
+from nextloom.curation.scores.scales import LAION_RELU, LAION_V1, LAION_V2
 from nextloom.errors import UserError
 from nextloom.io import digest_path
 from nextloom.op import Annotate, Row, Scale

@@ -22,12 +22,12 @@ import pyarrow as pa
 from pydantic import BeforeValidator, Field, PrivateAttr, field_validator
 
 from nextloom import pixels
-from nextloom.curation.chat import ChatClient
-from nextloom.curation.chat_execution import MOST_ROWS, ChatExecution
-from nextloom.curation.chat_format import Messages, Reply, Request, Sampling
-from nextloom.curation.data_uri import data_uri
-from nextloom.curation.prompts import ALT, PROMPTS, Prompt, named
-from nextloom.curation.vllm_chat import VllmChat
+from nextloom.curation.captions.chat import ChatClient
+from nextloom.curation.captions.chat_execution import MOST_ROWS, ChatExecution
+from nextloom.curation.captions.chat_format import Messages, Reply, Request, Sampling
+from nextloom.curation.captions.data_uri import data_uri
+from nextloom.curation.captions.prompts import ALT, PROMPTS, Prompt, named
+from nextloom.curation.captions.vllm_chat import VllmChat
 from nextloom.op import Annotate, Row, RowFailure, attempt
 
 

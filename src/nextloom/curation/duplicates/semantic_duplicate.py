@@ -25,8 +25,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from nextloom.curation.duplicates import Duplicates
-from nextloom.curation.groups import Components
+from nextloom.curation.duplicates.duplicates import Duplicates
+from nextloom.curation.duplicates.groups import Components
 from nextloom.errors import UserError
 from nextloom.op import Scale
 

@@ -23,8 +23,8 @@ from PIL import Image
 from pydantic import Field, PrivateAttr
 
 from nextloom.config import RootPath
-from nextloom.curation.packaged import packaged
-from nextloom.curation.scales import OPEN_NSFW
+from nextloom.curation.scores.packaged import packaged
+from nextloom.curation.scores.scales import OPEN_NSFW
 from nextloom.io import digest_path
 from nextloom.op import Annotate, Row, Scale
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 from pydantic import Field, PrivateAttr
 
 from nextloom.config import RootPath
-from nextloom.curation.packaged import packaged
+from nextloom.curation.scores.packaged import packaged
 from nextloom.errors import UserError
 from nextloom.io import digest_path
 from nextloom.op import Annotate, Row, Scale

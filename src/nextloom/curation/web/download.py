@@ -21,9 +21,9 @@ from typing import Any, ClassVar, Literal
 import pyarrow as pa
 from pydantic import Field, field_validator
 
-from nextloom.curation.addresses import Allowed
-from nextloom.curation.answer import WebError
-from nextloom.curation.http import Client, Limits, Pace
+from nextloom.curation.web.addresses import Allowed
+from nextloom.curation.web.answer import WebError
+from nextloom.curation.web.http import Client, Limits, Pace
 from nextloom.op import Annotate, Row, RowFailure
 
 UNWANTED = ("noai", "noimageai", "noindex", "noimageindex")

@@ -36,7 +36,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, field_validator, model_validator
 
-from nextloom.curation.classes import Classes, classes
+from nextloom.curation.decisions.classes import Classes, classes
 from nextloom.errors import UserError, did_you_mean
 from nextloom.hashing import uniform
 from nextloom.op import Select

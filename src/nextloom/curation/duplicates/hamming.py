@@ -26,7 +26,7 @@ from math import comb
 
 import numpy as np
 
-from nextloom.curation.groups import Components
+from nextloom.curation.duplicates.groups import Components
 
 BITS = 64
 LOT = 1 << 15

@@ -22,8 +22,8 @@ import duckdb
 import pyarrow as pa
 from pydantic import field_validator
 
-from nextloom.curation.rule import compared_columns, comparisons, connect, parse
-from nextloom.curation.scales import spoken
+from nextloom.curation.decisions.rule import compared_columns, comparisons, connect, parse
+from nextloom.curation.scores.scales import spoken
 from nextloom.errors import UserError, did_you_mean
 from nextloom.op import Scale, Select
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
-from nextloom.curation.addresses import PrivateAddress
+from nextloom.curation.web.addresses import PrivateAddress
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse

@@ -22,9 +22,9 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, PrivateAttr, model_validator
 
-from nextloom.curation.embed import vector_of
 from nextloom.curation.encoders.choice import WithEncoder
 from nextloom.curation.encoders.encoder import Encoder, unit
+from nextloom.curation.scores.embed import vector_of
 from nextloom.errors import UserError
 from nextloom.op import Row, Scale
 

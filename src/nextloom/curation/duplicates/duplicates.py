@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import model_validator
 
-from nextloom.curation.groups import elect
+from nextloom.curation.duplicates.groups import elect
 from nextloom.errors import UserError, did_you_mean
 from nextloom.op import Reduce
 

@@ -21,8 +21,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from nextloom.curation.duplicates import Duplicates
-from nextloom.curation.hamming import groups
+from nextloom.curation.duplicates.duplicates import Duplicates
+from nextloom.curation.duplicates.hamming import groups
 from nextloom.errors import UserError
 from nextloom.op import Scale
 

@@ -19,8 +19,8 @@ from typing import Any, ClassVar
 import pyarrow as pa
 from pydantic import model_validator
 
-from nextloom.curation import sidecar
-from nextloom.curation.scales import brought, named, spoken
+from nextloom.curation.scores import sidecar
+from nextloom.curation.scores.scales import brought, named, spoken
 from nextloom.errors import UserError
 from nextloom.op import Annotate, Row, RowFailure, Scale
 

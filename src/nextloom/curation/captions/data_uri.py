@@ -2,9 +2,9 @@
 
 The original bytes are sent, untouched, when any reader would see in them what `nextloom.pixels` sees and they are
 small enough: a still JPEG, PNG, WebP or GIF, 8 bits a channel, grey, RGB or an opaque palette, in sRGB, upright
-without EXIF's help, at most `max_bytes` long and its longer side at most `max_side` pixels. Anything else (a frame of an
-animation, TIFF, AVIF, CMYK, alpha, 16 bits, a turned or a large picture) is decoded by the one way of the package,
-brought down to `max_side` by Lanczos if it is larger, and sent as JPEG of quality 90. Every picture is decoded
+without EXIF's help, at most `max_bytes` long and its longer side at most `max_side` pixels. Anything else (a frame
+of an animation, TIFF, AVIF, CMYK, alpha, 16 bits, a turned or a large picture) is decoded by the one way of the
+package, brought down to `max_side` by Lanczos if it is larger, and sent as JPEG of quality 90. Every picture is decoded
 first, so a broken one is an error row and costs no request. Price paid: one decode per picture, about 10 ms per
 megapixel, beside a second or so of the model.
 """

@@ -29,8 +29,8 @@ import pyarrow as pa
 from pydantic import Field, PrivateAttr
 
 from nextloom.config import RootPath
-from nextloom.curation import scales
-from nextloom.curation.packaged import packaged
+from nextloom.curation.scores import scales
+from nextloom.curation.scores.packaged import packaged
 from nextloom.io import digest_path
 from nextloom.op import Annotate, Row, Scale, digest
 

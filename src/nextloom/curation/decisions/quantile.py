@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from nextloom.curation.scales import SHARE
+from nextloom.curation.scores.scales import SHARE
 from nextloom.errors import UserError, did_you_mean
 from nextloom.op import Reduce, Scale
 

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nextloom.curation.chat_execution import ChatExecution
-from nextloom.curation.chat_format import Messages, Reply, Request, Sampling
+from nextloom.curation.captions.chat_execution import ChatExecution
+from nextloom.curation.captions.chat_format import Messages, Reply, Request, Sampling
 from nextloom.errors import UserError
 from nextloom.op import RowFailure
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from nextloom.curation import sidecar
+from nextloom.curation.scores import sidecar
 from nextloom.op import Annotate, Row, RowFailure
 
 

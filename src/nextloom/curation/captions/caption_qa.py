@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import pyarrow as pa
 from pydantic import Field, field_validator
 
-from nextloom.curation import caption_rules as rules
+from nextloom.curation.captions import caption_rules as rules
 from nextloom.errors import UserError
 from nextloom.op import Annotate, Row
 

@@ -28,8 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from nextloom.curation.chat_execution import ChatExecution
-from nextloom.curation.chat_format import Reply, Request, Sampling, chat_body, read_reply
+from nextloom.curation.captions.chat_execution import ChatExecution
+from nextloom.curation.captions.chat_format import Reply, Request, Sampling, chat_body, read_reply
 from nextloom.errors import UserError
 from nextloom.hashing import uniform
 from nextloom.op import RowFailure
