@@ -2,6 +2,7 @@
 
     checkpoints/step-000000120/model.safetensors      parameters and buffers
                                optimizer.safetensors  both moments and the step count of every parameter
+                               average.safetensors    averaged weights, where the recipe asks for them
                                state.json             step, learning-rate step, cursor of the data, RNG of every
                                                       worker, seconds, identity of the training
 
@@ -29,10 +30,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nextloom.errors import UserError
+from nextloom.train.ema import Average
 from nextloom.train.recipe import differences
 
 FOLDER = "checkpoints"
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+AVERAGE = "average.safetensors"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 Rng = dict[str, Any]
 
@@ -54,7 +57,13 @@ class Progress:
 
 
 def save(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, identity: Mapping, keep: int
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    identity: Mapping,
+    keep: int,
+    average: Average | None = None,
 ) -> Path:
     """Write the checkpoint of `progress.cursor` and drop all but the newest `keep`."""
     base = folder / FOLDER
@@ -69,6 +78,8 @@ def save(
     }
     save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, part / MODEL)
     save_file(moments, part / OPTIMIZER)
+    if average:
+        save_file({name: value.cpu().contiguous() for name, value in average.values.items()}, part / AVERAGE)
     (part / STATE).write_text(json.dumps({**asdict(progress), "identity": identity}))
     for path in (*part.iterdir(), part):
         _sync(path)
@@ -92,17 +103,25 @@ def clean(folder: Path) -> None:
         shutil.rmtree(path)
 
 
-def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: Mapping) -> Progress:
-    """Load the newest checkpoint into `model` and `optimizer`; a new `Progress` when there is none.
+def resume(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    identity: Mapping,
+    average: Average | None = None,
+) -> Progress:
+    """Load the newest checkpoint into `model`, `optimizer` and `average`; a new `Progress` when there is none.
 
     Raises:
         UserError: it lacks a part, or belongs to another training.
     """
     found = saved(folder)
-    return load(found[-1], model, optimizer, identity) if found else Progress()
+    return load(found[-1], model, optimizer, identity, average) if found else Progress()
 
 
-def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: Mapping) -> Progress:
+def load(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: Mapping, average: Average | None = None
+) -> Progress:
     """Load one checkpoint; nothing is changed when it is refused."""
     state = _read_state(path)
     different = differences(state["identity"], identity)
@@ -116,7 +135,10 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identit
     named = dict(model.named_parameters())
     wanted = [f"{key}.{name}" for group in optimizer.param_groups for name in _names(group, named) for key in MOMENTS]
     moments = _tensors(path, OPTIMIZER, "optimiser moments", wanted)
+    averaged = _tensors(path, AVERAGE, "averaged weights", list(average.values)) if average else {}
     model.load_state_dict(parameters)
+    if average:
+        average.load(averaged)
     for group in optimizer.param_groups:
         for name in _names(group, named):
             parameter = named[name]

@@ -11,16 +11,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from nextloom import pixels
 from nextloom.errors import UserError
 from nextloom.io import digest_path
-from nextloom.op import digest
 from nextloom.store.release import Release, open_release
 from nextloom.tokenize.packing import PackPlan, PackSamples, lengths_digest, open_plan, read_lengths
 from nextloom.tokenize.text_tokens import BYTES
 from nextloom.tokenize.tokenizer_config import digest as tokenizer_digest
 from nextloom.tokenize.tokenizer_config import read_config
 from nextloom.train.recipe import DecoderRecipe, TrainRecipe
+from nextloom.train.tokenizer_inputs import tokenizer_inputs
 
 BYTE_IDS = 256
 
@@ -38,13 +37,10 @@ def inputs(recipe: TrainRecipe) -> dict[str, Any]:
             "release": release.digest,
             "tokenizer": tokenizer_digest(recipe.tokenizer),
         }
-    release = open_release(recipe.dataset, recipe.release)
-    return {
-        "pictures": digest([release.document["dataset"], release.document["content"]]),
-        "decode": pixels.DECODE_VERSION,
-        "resize": pixels.RESIZE_VERSION,
-        "teacher": teacher_identity(),
-    }
+    found = tokenizer_inputs(recipe, open_release(recipe.dataset, recipe.release))
+    if recipe.needs_teacher and recipe.init_from.semantic is None:
+        found["teacher"] = teacher_identity()
+    return found
 
 
 def teacher_identity() -> dict[str, str]:

@@ -4,7 +4,7 @@
     <output>.run/run.json        the training that is under way; gone when it has finished
     <output>.run/receipt.json    the training that made the model: its identity, the model's digest, its figures
     <output>.run/lease/          the one launch that may write here
-    <output>.run/checkpoints/, metrics.jsonl, tensorboard/
+    <output>.run/checkpoints/, metrics.jsonl, tensorboard/, pictures/
 
 A finished output is fresh when its receipt has the wanted identity and the output's own digest: a model that was
 edited, or swapped in by a run that died before its receipt, is not. One with another identity is trained anew, and
@@ -127,7 +127,7 @@ def launch(
 
 def _start_over(folder: Path, identity: Mapping[str, Any]) -> None:
     (folder / RUN).unlink(missing_ok=True)
-    for name in ("checkpoints", "tensorboard"):
+    for name in ("checkpoints", "tensorboard", "pictures"):
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / "metrics.jsonl").unlink(missing_ok=True)
     write(folder / RUN, {"identity": identity, "start": uuid.uuid4().hex})

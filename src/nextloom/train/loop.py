@@ -5,7 +5,8 @@ of the workers' weighted losses over the sum of their counts, so neither packing
 it: each worker differentiates its own sum over the global count, and gradients are added up.
 
 Weights are replicated; gradients are summed over workers in one flat tensor. Nothing draws from a random number
-generator here, but its state is part of a checkpoint, for tasks that do.
+generator here, but its state is part of a checkpoint, for tasks that do. Where a recipe asks for averaged weights
+(`ema`), those are what is judged and what a finished training returns.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import os
 import random
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 from nextloom.errors import UserError
 from nextloom.train import checkpoint
 from nextloom.train.checkpoint import Progress
+from nextloom.train.ema import Average
 from nextloom.train.recipe import Training
 from nextloom.train.tracker import Tracker
 
@@ -49,7 +52,15 @@ class Task(Protocol):
         """Write the finished model."""
 
     def evaluate(self, model: nn.Module) -> Mapping[str, float]:
-        """Figures of the finished model."""
+        """Figures of the finished model, and every `eval_every` steps of the unfinished one."""
+
+
+@runtime_checkable
+class Shows(Protocol):
+    """A task with something to look at."""
+
+    def show(self, model: nn.Module) -> np.ndarray:
+        """(height, width, 3) uint8 of what the model makes."""
 
 
 def train(
@@ -72,7 +83,8 @@ def train(
             that of the whole training, so that it can go on from there.
 
     Returns:
-        The model and where the training stands.
+        The model, with averaged weights once the last step is done where the recipe asks for them, and where the
+        training stands.
 
     Raises:
         UserError: a checkpoint that cannot be resumed or that not every worker sees, a step without anything to
@@ -87,7 +99,8 @@ def train(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(parameters, recipe)
     _same_checkpoint(folder, world)
-    progress = checkpoint.resume(folder, model, optimizer, identity)
+    average = Average(model, recipe.ema) if recipe.ema else None
+    progress = checkpoint.resume(folder, model, optimizer, identity, average)
     _set_rng(progress, recipe.seed, rank, world)
     tracker = Tracker(folder, progress.cursor, workers=world, threads=torch.get_num_threads()) if rank == 0 else None
     stop = min(recipe.steps, until or recipe.steps)
@@ -98,7 +111,8 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate(progress.lr_step)
         total, count, metrics = task.loss(model, task.batch(step, rank, world), step)
-        log_now = step + 1 in (1, recipe.steps) or (step + 1) % execution.log_every == 0
+        judge_now = bool(execution.eval_every) and (step + 1) % (execution.eval_every or 1) == 0
+        log_now = judge_now or step + 1 in (1, recipe.steps) or (step + 1) % execution.log_every == 0
         sums = _sum_over_workers(total, count, metrics if log_now else {}, world)
         loss, whole = sums.pop("loss")
         if not whole:
@@ -108,33 +122,41 @@ def train(
         _finite(loss, "loss", step, recipe)
         (total / whole).backward()
         _sum_gradients(parameters, world)
-        norm = float(nn.utils.clip_grad_norm_(parameters, recipe.clip))
-        _finite(norm, "gradient's norm", step, recipe)  # clipping made NaN of it: no step with that
+        norms = _clip(model, parameters, recipe.clip)
+        for norm in norms.values():
+            _finite(norm, "gradient's norm", step, recipe)  # clipping made NaN of it: no step with that
         optimizer.step()
         optimizer.zero_grad()
+        if average:
+            average.update(model, step + 1)
         progress.cursor, progress.lr_step = step + 1, progress.lr_step + 1
         progress.counted += whole
         if log_now and tracker:
             now, (logged, counted, before) = time.perf_counter(), last_log
-            last_log = (step + 1, progress.counted, now)
             means = {name: value / weight for name, (value, weight) in sums.items() if weight}
             speed = (progress.counted - counted) / (now - before)
             lr = optimizer.param_groups[0]["lr"]
             figures = {
                 "lr": lr,
-                "norm": norm,
+                **norms,
                 "per_second": speed,
                 "step_seconds": (now - before) / (step + 1 - logged),
             }
+            if judge_now:
+                figures |= _judge(task, model, average, tracker, step + 1)
             tracker.log(step + 1, {"loss": loss / whole, **means, **figures})
+            start += time.perf_counter() - now  # judging is no training
+            last_log = (step + 1, progress.counted, time.perf_counter())
         if (step + 1) % execution.checkpoint_every == 0 or step + 1 == stop:
             progress.seconds += time.perf_counter() - start
             start = time.perf_counter()
             progress.rng = _gather_rng(world)
             if rank == 0:
-                checkpoint.save(folder, model, optimizer, progress, identity, execution.keep)
+                checkpoint.save(folder, model, optimizer, progress, identity, execution.keep, average)
     if tracker:
         tracker.close()
+    if average and progress.cursor == recipe.steps:
+        average.copy_to(model)
     return model, progress
 
 
@@ -146,6 +168,24 @@ def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Training) -> torc
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=recipe.lr, betas=recipe.betas, fused=True)
+
+
+def _judge(task: Task, model: nn.Module, average: Average | None, tracker: Tracker, step: int) -> dict[str, float]:
+    """Figures of the model as it would be saved now, and its picture."""
+    with average.applied(model) if average else nullcontext():
+        if isinstance(task, Shows):
+            tracker.picture(step, task.show(model))
+        return {f"eval/{name}": value for name, value in task.evaluate(model).items()}
+
+
+def _clip(model: nn.Module, parameters: list[nn.Parameter], limit: float) -> dict[str, float]:
+    """Clip gradients to the norm `limit`; parts that train against each other (`model.rivals`) each on their own."""
+    rivals: list[nn.Module] | None = getattr(model, "rivals", None)
+    if rivals is None:
+        return {"norm": float(nn.utils.clip_grad_norm_(parameters, limit))}
+    parts = [[p for p in rival.parameters() if p.requires_grad] for rival in rivals]
+    norms = [float(nn.utils.clip_grad_norm_(part, limit)) for part in parts]
+    return {"norm" if not number else f"norm_{number + 1}": norm for number, norm in enumerate(norms)}
 
 
 def _finite(value: float, name: str, step: int, recipe: Training) -> None:

@@ -1,4 +1,4 @@
-"""Metrics of a run: one JSON object per line in `metrics.jsonl`, and TensorBoard beside it.
+"""Metrics of a run: one JSON object per line in `metrics.jsonl`, and TensorBoard beside it; pictures as PNG in both.
 
 A resumed run drops what was logged after its checkpoint, so every step has one line. Each start leaves a line of its
 own, with the process that runs the first worker.
@@ -13,8 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
+PICTURES = "pictures"
 
 
 class Tracker:
@@ -30,6 +34,7 @@ class Tracker:
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
+        self._pictures = folder / PICTURES
         path = folder / METRICS
         kept = [line for line in read(folder) if "event" in line or line["step"] <= step]
         part = path.with_suffix(".part")
@@ -44,6 +49,12 @@ class Tracker:
         self._write({"step": step, **values})
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+
+    def picture(self, step: int, rgb: np.ndarray) -> None:
+        """(height, width, 3) uint8 of what the model makes after `step` steps: `pictures/step-<step>.png`."""
+        self._pictures.mkdir(exist_ok=True)
+        Image.fromarray(rgb).save(self._pictures / f"step-{step:09d}.png")
+        self._board.add_image("pictures", rgb, step, dataformats="HWC")
 
     def close(self) -> None:
         """Flush both."""

@@ -1,0 +1,63 @@
+"""Where each stage of a tokenizer's training begins: first weights, what is frozen, and the frozen teacher.
+
+    pixel     random
+    joint     random; pixel encoder, decoder and codebook of a stage-1 tokenizer, semantic encoder of a SigLIP2
+    decoder   a finished tokenizer with a new, random pixel decoder, which alone is trained
+
+Random weights follow from the seed whatever replaces them, so two stages that share a part start it alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from nextloom.tokenize.teacher import Teacher
+from nextloom.tokenize.tokenizer import Tokenizer
+from nextloom.tokenize.tokenizer_config import WEIGHTS_FILE, TokenizerConfig
+from nextloom.train.patch_gan import Adversarial, PatchGan
+from nextloom.train.recipe import TokenizerRecipe
+
+PIXEL_PARTS = ("pixel_encoder.", "to_pixel.", "quantizer.pixel", "from_pixel.", "pixel_decoder.")
+"""Parameters that stage `joint` takes from stage `pixel`."""
+NEW_PARTS = ("pixel_decoder.",)
+"""Parameters that stage `decoder` makes anew and trains."""
+
+
+def make_model(recipe: TokenizerRecipe, config: TokenizerConfig) -> nn.Module:
+    """The model of a recipe's first step: a `Tokenizer`, or an `Adversarial` that holds one.
+
+    Args:
+        recipe: stage, seed and folders of first weights.
+        config: of the network, from `tokenizer_inputs.network`.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        tokenizer = Tokenizer(config)
+        rival = PatchGan(recipe.gan_channels, recipe.gan_layers) if recipe.gan_weight else None
+    start = recipe.init_from
+    if start.pixel:
+        _take(tokenizer, start.pixel, lambda name: name.startswith(PIXEL_PARTS))
+    if start.tokenizer:
+        _take(tokenizer, start.tokenizer, lambda name: not name.startswith(NEW_PARTS))
+    for name, parameter in tokenizer.named_parameters():
+        parameter.requires_grad_(recipe.stage != "decoder" or name.startswith(NEW_PARTS))
+    return Adversarial(tokenizer, rival) if rival else tokenizer
+
+
+def make_teacher(recipe: TokenizerRecipe, config: TokenizerConfig, device: torch.device) -> Teacher | None:
+    """The frozen teacher of a recipe, None in the stages without a semantic loss."""
+    return Teacher().to(device).to(memory_format=torch.channels_last) if recipe.needs_teacher else None
+
+
+def _take(tokenizer: Tokenizer, folder: str, wanted: Callable[[str], bool]) -> None:
+    """Copy the weights that `wanted` names out of a tokenizer's folder; all of them must be there."""
+    found = load_file(Path(folder) / WEIGHTS_FILE)
+    own: dict[str, Tensor] = tokenizer.state_dict()
+    names = [name for name in own if wanted(name)]
+    assert all(name in found and found[name].shape == own[name].shape for name in names), "checked by their configs"
+    tokenizer.load_state_dict({**own, **{name: found[name] for name in names}})

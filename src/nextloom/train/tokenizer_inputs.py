@@ -1,0 +1,180 @@
+"""What a tokenizer's training reads, checked and digested before anything heavy is imported.
+
+First weights, the weights of the losses and the column that weighs pictures: each is named by a path or a column in
+the recipe, and by a digest in the identity. What is absent or does not fit is refused here, with the command that
+mends it, before a process starts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nextloom import pixels
+from nextloom.errors import UserError
+from nextloom.io import digest_path
+from nextloom.op import digest
+from nextloom.store.release import Release
+from nextloom.tokenize.tokenizer_config import CnnConfig, TokenizerConfig, read_config
+from nextloom.tokenize.tokenizer_config import digest as tokenizer_digest
+from nextloom.train.tokenizer_recipe import Sampling, TokenizerRecipe
+
+LPIPS_COMMANDS = (
+    "curl -LO https://download.pytorch.org/models/vgg16-397923af.pth; pip download --no-deps lpips==0.1.4 and unzip "
+    "lpips/weights/v0.1/vgg.pth out of it; put both files there"
+)
+"""What brings the weights of LPIPS."""
+SIGLIP = "google/siglip2-so400m-patch16-naflex"
+
+
+def tokenizer_inputs(recipe: TokenizerRecipe, release: Release) -> dict[str, Any]:
+    """Digests of all that the training reads but the teacher; imports neither ray nor torch.
+
+    Raises:
+        UserError: something is absent or does not fit the recipe's network.
+    """
+    network(recipe)
+    out: dict[str, Any] = {
+        "pictures": digest([release.document["dataset"], release.document["content"]]),
+        "decode": pixels.DECODE_VERSION,
+        "resize": pixels.RESIZE_VERSION,
+    }
+    start = recipe.init_from
+    for name in ("pixel", "tokenizer"):
+        if folder := getattr(start, name):
+            out[f"init_from.{name}"] = _trained(folder, f"init_from.{name}")
+    if start.semantic:
+        out["init_from.semantic"] = siglip_digest(start.semantic)
+    if recipe.lpips and recipe.lpips_weight:
+        out["lpips"] = [digest_path(str(file)) for file in lpips_files(recipe.lpips)]
+    if recipe.sampling:
+        step = recipe.sampling.column.partition(".")[0]
+        release.column(step, [], np.empty(0, np.int64))  # refuses a column that the release does not have
+        column = release.document["columns"][step]
+        out["sampling"] = [column["fingerprint"], column["failed"]]
+    return out
+
+
+def network(recipe: TokenizerRecipe) -> TokenizerConfig:
+    """The network that a recipe trains.
+
+    Raises:
+        UserError: stage `decoder` starts from a folder without a tokenizer, or a stage-1 folder does not fit.
+    """
+    start = recipe.init_from
+    if recipe.stage == "decoder":
+        assert start.tokenizer is not None
+        config = _config(start.tokenizer, "init_from.tokenizer")
+        wanted = recipe.decoder or doubled(config.pixel_decoder)
+        if wanted.patch != config.patch:
+            raise UserError(
+                f"the new decoder draws {wanted.patch} pixels per code, the tokenizer has {config.patch}",
+                where="decoder",
+                next="leave decoder out for twice the old one's capacity",
+            )
+        return config.model_copy(update={"pixel_decoder": wanted})
+    if start.pixel:
+        first = _config(start.pixel, "init_from.pixel")
+        for name in ("codes", "pixel_dim", "pixel_encoder", "pixel_decoder"):
+            here, there = getattr(recipe.tokenizer, name), getattr(first, name)
+            if here != there:
+                raise UserError(
+                    f"tokenizer.{name} is {_short(here)}, the tokenizer in {start.pixel} has {_short(there)}",
+                    where="init_from.pixel",
+                    next=f"set tokenizer.{name} to that, or train stage 1 with this one",
+                )
+    return recipe.tokenizer
+
+
+def doubled(config: CnnConfig) -> CnnConfig:
+    """A decoder of double capacity: twice the channels, twice the blocks (at full size 237 M weights for 42 M)."""
+    return config.model_copy(update={"channels": 2 * config.channels, "blocks": 2 * config.blocks})
+
+
+def siglip_digest(folder: str) -> str:
+    """Digest of a published SigLIP2's `config.json` and weights; other files in its folder do not count.
+
+    Raises:
+        UserError: it is not there.
+    """
+    files = [Path(folder) / "config.json", *sorted(Path(folder).glob("*.safetensors"))]
+    if len(files) < 2 or not files[0].is_file():
+        raise UserError(
+            f"no SigLIP2 (config.json, *.safetensors) in {folder}",
+            where="init_from.semantic",
+            next=f"hf download {SIGLIP} --local-dir {folder}",
+        )
+    return digest([[file.name, digest_path(str(file))] for file in files])
+
+
+def lpips_files(folder: str | Path) -> tuple[Path, Path]:
+    """Paths of LPIPS's backbone (`vgg16*.pth` of torchvision) and heads (`vgg.pth` of the package lpips).
+
+    Raises:
+        UserError: one is absent, or there are several backbones.
+    """
+    backbones, heads = sorted(Path(folder).glob("vgg16*.pth")), Path(folder) / "vgg.pth"
+    if len(backbones) != 1 or not heads.is_file():
+        found = ", ".join(p.name for p in (*backbones, heads) if p.is_file()) or "neither"
+        raise UserError(
+            f"LPIPS needs one vgg16*.pth and vgg.pth in {folder}; there is {found}", where="lpips", next=LPIPS_COMMANDS
+        )
+    return backbones[0], heads
+
+
+def weights_of(sampling: Sampling, release: Release) -> np.ndarray:
+    """(n,) float64 weight of every row of the release, in the order of its ids.
+
+    Raises:
+        UserError: no such column or value, rows without one, or values that are no weights.
+    """
+    step, _, name = sampling.column.partition(".")
+    table = release.column(step)
+    if name not in table.column_names or name in ("id", "error"):
+        known = ", ".join(n for n in table.column_names if n not in ("id", "error"))
+        raise UserError(f"{step} has no value {name!r} (it has: {known})", where="sampling.column")
+    values = table[name].combine_chunks()
+    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_boolean(values.type)):
+        raise UserError(f"{sampling.column} is {values.type}, not a number", where="sampling.column")
+    if values.null_count:
+        raise UserError(
+            f"{values.null_count:,} rows of release {release.name} have no {sampling.column}",
+            where="sampling.column",
+            next=f"leave them out by a select step, where: {sampling.column} is not null",
+        )
+    numbers = pc.cast(values, pa.float64()).to_numpy(zero_copy_only=False)
+    if sampling.above is not None:
+        return np.where(numbers > sampling.above, sampling.factor, 1.0)
+    if not np.isfinite(numbers).all() or numbers.min(initial=0.0) < 0 or not numbers.any():
+        raise UserError(
+            f"{sampling.column} holds values that are no weights (negative, not finite, or all 0)",
+            where="sampling",
+            next="give sampling.above and sampling.factor",
+        )
+    return numbers
+
+
+def _trained(folder: str, where: str) -> str:
+    _config(folder, where)
+    try:
+        return tokenizer_digest(folder)
+    except FileNotFoundError as error:
+        raise UserError(f"an incomplete tokenizer: {error}", where=where, next="nextloom train RECIPE") from None
+
+
+def _config(folder: str, where: str) -> TokenizerConfig:
+    try:
+        return read_config(folder)
+    except UserError:
+        stage = "pixel" if where == "init_from.pixel" else "joint"
+        raise UserError(
+            f"no tokenizer in {folder}", where=where, next=f"train it: nextloom train recipes/tokenizer_{stage}.yaml"
+        ) from None
+
+
+def _short(value: Any) -> str:
+    return str(value.model_dump(exclude_defaults=True) if isinstance(value, CnnConfig) else value)
