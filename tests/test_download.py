@@ -17,6 +17,8 @@ from nextloom.curation.web.download import Download
 from nextloom.errors import UserError
 from nextloom.op import Row, RowFailure
 from nextloom.pipelines.recipe import Recipe
+from nextloom.pipelines.release import make_release
+from nextloom.train.pictures import originals
 from web_server import HOLD, WebServer, picture
 
 QUICK = {"backoff": 0.02, "connect_timeout": 2, "read_timeout": 1, "timeout": 4}
@@ -236,7 +238,8 @@ def web_recipe(root, server, urls, **fields):
         "phash": {"op": "perceptual_hash", "reads": ["file"]},
         "keep": {"op": "select", "where": "photo.short_side >= 16 and file.mime = 'image/png'"},
     }
-    return build(root, steps, source={"op": "web_server:Urls", "path": "urls.txt"})
+    releases = {"r": {"rows": "keep", "columns": ["file"]}, "bare": {"rows": "keep"}}
+    return build(root, steps, source={"op": "web_server:Urls", "path": "urls.txt"}, releases=releases)
 
 
 def test_a_run_from_urls_to_verdicts_and_again_when_the_server_is_well(ray_local, tmp_path, server):
@@ -272,6 +275,15 @@ def test_a_run_from_urls_to_verdicts_and_again_when_the_server_is_well(ray_local
     assert again["photo"]["values"] == 4 and again["keep"]["kept"] == 4
     more = {path: count - seen.get(path, 0) for path, count in server.seen.items()}
     assert more == {**dict.fromkeys(paths, 0), "/moody/b": 1, "/moody/d": 1, "/nowhere": 1}, "only failed rows"
+
+    with dataset.lease("test"):
+        released, _ = make_release(recipe, dataset, "r")
+        bare, _ = make_release(recipe, dataset, "bare")
+    pictures = list(originals(released))
+    assert [p.rgb.shape for p in pictures] == [(40, 48, 3)] * 4, "pictures come out of the column that brought them"
+    assert [p.id for p in originals(released, released.ids[[2, 0]])] == released.ids[[2, 0]].tolist()
+    with pytest.raises(UserError, match="gives no picture any more: the row is a URL"):
+        next(originals(bare))
 
 
 def test_steps_over_one_download_share_its_decode(ray_local, tmp_path, server, monkeypatch):

@@ -57,6 +57,7 @@ def make_release(recipe: Recipe, dataset: Dataset, name: str) -> tuple[Release, 
             step: {
                 **describe(planner.table(step).uri, dataset.uri, planner.table(step).files()),
                 "op": recipe.steps[step].name,
+                "content": getattr(recipe.steps[step], "content", ""),
                 "version": recipe.steps[step].version(),
                 "config": planner.identities[step],
                 "fingerprint": planner.fingerprints[step],
