@@ -254,7 +254,33 @@ def train(
         f"{summary['state']}: {loaded.output}, {summary['steps']:,} steps, "
         f"loss {summary['first_loss']:.3f} -> {summary['last_loss']:.3f}, {summary['per_second']:,.0f} per second"
     )
-    print("  " + ", ".join(f"{name} {value:.3f}" for name, value in summary["evaluation"].items()))
+    figures = {name: value for name, value in summary["evaluation"].items() if "/" not in name}
+    print("  " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+
+
+@app.command()
+def evaluate(recipe: RecipeArg, root: Root = DEFAULT_ROOT, sets: Sets = None, as_json: AsJson = False) -> None:
+    """Measure how well a tokenizer restores the pictures of a folder, at several resolutions."""
+    from nextloom.train.reconstruction import PUBLISHED, evaluate_recipe
+
+    summary = evaluate_recipe(recipe, root=root, sets=sets)
+    if as_json:
+        print(json.dumps(summary, indent=1))
+        return
+    table = _table("level", "pixels", "pictures", "enlarged", "PSNR dB", "SSIM 11x11", "SSIM 7x7", "codes", "paper")
+    for column in table.columns[:-1]:
+        column.justify = "right"
+    for line in summary["levels"]:
+        paper = line["paper"]
+        numbers = [f"{line[n]:,}" for n in ("level", "side", "pictures", "enlarged")]
+        quality = [f"{line['psnr_db']:.3f}", *(f"{line[n]:.3f}" if n in line else "" for n in ("ssim", "ssim_uniform"))]
+        known = summary["dataset_name"] in PUBLISHED
+        beside = f"{paper['psnr_db']:.3f} / {paper['ssim']:.3f}" if paper else "none" if known else "other data"
+        table.add_row(*numbers, *quality, f"{line['codes_used']:,.0f}", beside)
+    _show(table)
+    if summary["failed"]:
+        first = "{file}: {message}".format(**summary["failures"][0])
+        print(f"{summary['failed']:,} of {summary['files']:,} files gave no picture; the first: {first}")
 
 
 @app.command()

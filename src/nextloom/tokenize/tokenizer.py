@@ -28,10 +28,13 @@ from nextloom.tokenize.tokenizer_config import CONFIG_FILE, WEIGHTS_FILE, Tokeni
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """One training pass: `picture` like x, `semantic` (B, teacher_dim, H, W), scalar `vq` loss, `indices` (B, n)."""
+    """One training pass: `picture` like x, `semantic` (B, teacher_dim, H, W), scalar `vq` loss, `indices` (B, n).
+
+    A single-branch tokenizer has no `semantic`.
+    """
 
     picture: Tensor
-    semantic: Tensor
+    semantic: Tensor | None
     vq: Tensor
     indices: Tensor
 
@@ -45,21 +48,21 @@ class Tokenizer(nn.Module):
         width = config.pixel_decoder.z_channels
         self.pixel_encoder = Encoder(config.pixel_encoder)
         self.to_pixel = nn.Conv2d(config.pixel_encoder.z_channels, config.pixel_dim, 1)
-        self.semantic_encoder = Encoder(config.semantic_encoder)
-        self.to_semantic = _two_layers(config.semantic_encoder.z_channels, config.semantic_dim)
+        self.semantic_encoder = Encoder(config.semantic_encoder) if config.semantic_dim else None
+        self.to_semantic = (
+            _two_layers(config.semantic_encoder.z_channels, config.semantic_dim) if config.semantic_dim else None
+        )
         self.quantizer = Quantizer(
             config.codes, config.semantic_dim, config.pixel_dim, config.pixel_weight, config.beta
         )
         self.from_pixel = nn.Conv2d(config.pixel_dim, width, 1)
         self.pixel_decoder = Decoder(config.pixel_decoder)
-        self.semantic_decoder = nn.Sequential(
-            nn.Conv2d(config.semantic_dim, config.semantic_width, 1),
-            ResBlock(config.semantic_width, config.semantic_width, config.semantic_encoder.groups),
-            _two_layers(config.semantic_width, config.teacher_dim),
-        )
+        self.semantic_decoder = _semantic_decoder(config) if config.semantic_dim else None
 
     def encode(self, x: Tensor) -> Tensor:
         """Features z (B, D, H, W), semantic part first, not normalised, float32."""
+        if self.semantic_encoder is None or self.to_semantic is None:
+            return self.to_pixel(self.pixel_encoder(x)).float()
         semantic = self.to_semantic(self.semantic_encoder(x))
         pixel = self.to_pixel(self.pixel_encoder(x))
         return torch.cat([semantic, pixel], dim=1).float()
@@ -70,12 +73,19 @@ class Tokenizer(nn.Module):
         picture, semantic = self.decode(found.features)
         return Trained(picture, semantic, found.loss, found.indices)
 
-    def decode(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Pictures (not clipped) and teacher features from accumulated codes (B, D, H, W)."""
+    def decode(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Pictures (not clipped) and teacher features (None with one branch) from accumulated codes (B, D, H, W)."""
         semantic, pixel = features.split(self.quantizer.split, dim=1)
-        return self.pixel_decoder(self.from_pixel(pixel)), self.semantic_decoder(semantic)
+        restored = None if self.semantic_decoder is None else self.semantic_decoder(semantic)
+        return self.pixel_decoder(self.from_pixel(pixel)), restored
 
     @torch.no_grad()
+    def features(self, x: Tensor) -> Tensor:
+        """`encode` by the bit rule of `quantizer`: one picture at a time on one thread in float32."""
+        with torch.autocast(x.device.type, enabled=False), one_thread():
+            alone = (picture[None].float().clone(memory_format=torch.contiguous_format) for picture in x)
+            return torch.cat([self.encode(picture) for picture in alone])
+
     def tokenize(
         self,
         x: Tensor,
@@ -85,20 +95,14 @@ class Tokenizer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Input and target codes (B, N) int64 of pictures; equal without `correction`.
 
-        Follows the bit rule of `quantizer`: one picture at a time on one thread in float32, so a picture's
-        codes depend on nothing but its pixels, its key and the weights.
+        A picture's codes depend on nothing but its pixels, its key and the weights.
 
         Args:
             x: (B, 3, patch * H, patch * W) float32 in [-1, 1], from `pixels.to_model`.
             grids: the schedule, (H, W) last.
             correction, keys: self-correction and one stable key per picture.
         """
-        with torch.autocast(x.device.type, enabled=False), one_thread():
-            pairs = []
-            for i in range(len(x)):
-                alone = x[i : i + 1].float().clone(memory_format=torch.contiguous_format)
-                pairs.append(self.quantizer.encode(self.encode(alone), grids, correction, keys and keys[i : i + 1]))
-        return torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])
+        return self.quantizer.encode(self.features(x), grids, correction, keys)
 
     @torch.no_grad()
     def decode_codes(self, codes: Tensor, grids: Sequence[Grid], size: Grid | None = None) -> Tensor:
@@ -130,6 +134,15 @@ class Tokenizer(nn.Module):
         model = cls(read_config(folder))
         model.load_state_dict(load_file(Path(folder) / WEIGHTS_FILE))
         return model.requires_grad_(False).eval()
+
+
+def _semantic_decoder(config: TokenizerConfig) -> nn.Sequential:
+    width = config.semantic_width
+    return nn.Sequential(
+        nn.Conv2d(config.semantic_dim, width, 1),
+        ResBlock(width, width, config.semantic_encoder.groups),
+        _two_layers(width, config.teacher_dim),
+    )
 
 
 def _two_layers(width_in: int, width_out: int) -> nn.Sequential:

@@ -65,8 +65,8 @@ class TokenizerConfig(Model):
 
     codes: int = Field(32_768, ge=2)
     """Codebook size V, at most 65,536: indices are stored in 16 bits."""
-    semantic_dim: int = Field(32, ge=1)
-    """Dimensions of a code's semantic part."""
+    semantic_dim: int = Field(32, ge=0)
+    """Dimensions of a code's semantic part; 0 is a single-branch VQGAN, without semantic networks."""
     pixel_dim: int = Field(8, ge=1)
     """Dimensions of a code's pixel part."""
     pixel_weight: float = 1.0
@@ -90,7 +90,9 @@ class TokenizerConfig(Model):
     def _coherent(self) -> TokenizerConfig:
         if self.codes > MAX_CODES:
             raise ValueError(f"{self.codes:,} codes; indices are stored in 16 bits, so at most {MAX_CODES:,}")
-        patches = {self.pixel_encoder.patch, self.pixel_decoder.patch, self.semantic_encoder.patch}
+        patches = {self.pixel_encoder.patch, self.pixel_decoder.patch}
+        if self.semantic_dim:
+            patches.add(self.semantic_encoder.patch)
         if len(patches) > 1:
             raise ValueError(f"encoders and decoder disagree on pixels per code: {sorted(patches)}")
         return self
@@ -122,7 +124,17 @@ def toy() -> TokenizerConfig:
     )
 
 
-PROFILES = {"toy": toy}
+def toy_vqgan() -> TokenizerConfig:
+    """The pixel branch of `toy` alone."""
+    return toy().model_copy(update={"semantic_dim": 0})
+
+
+def vqgan() -> TokenizerConfig:
+    """The published pixel branch alone: stage 1, and the single-branch baseline."""
+    return TokenizerConfig(semantic_dim=0)
+
+
+PROFILES = {"toy": toy, "toy_vqgan": toy_vqgan, "vqgan": vqgan}
 """Named configurations; a full one waits for its SigLIP2 semantic branch."""
 
 

@@ -25,6 +25,7 @@ from nextloom.tokenize.text_tokens import ID_DTYPE
 from nextloom.tokenize.tokenizer_config import unpack_indices
 
 CACHED_FILES = 64
+PICTURE = ["schedule", "scales", "n_tokens", "draws", "target", "input"]
 
 
 class TokenColumn:
@@ -71,7 +72,7 @@ class PackedData:
         packs = plan.packs()
         self._offsets = np.cumsum([0, *packs["samples"].combine_chunks().value_lengths().to_pylist()])
         self._samples = packs["samples"].combine_chunks().flatten().to_numpy()
-        self._pictures = TokenColumn(release, plan.receipt["images"], ["schedule", "scales", "target", "input"])
+        self._pictures = TokenColumn(release, plan.receipt["images"], PICTURE)
         text = plan.receipt["text"]
         self._text = None if text is None else TokenColumn(release, text, ["ids"])
         self._order = lru_cache(maxsize=2)(self._permutation)
@@ -100,17 +101,19 @@ class PackedData:
         """The training documents of one pack in one epoch."""
         samples = self.samples(pack)
         null = uniform(samples, "null", self.seed, epoch) < self.null_prompt
-        return [self.document(int(sample), bool(drop)) for sample, drop in zip(samples, null, strict=True)]
+        return [self.document(int(s), bool(drop), epoch=epoch) for s, drop in zip(samples, null, strict=True)]
 
-    def document(self, sample: int, null: bool = False, caption_of: int | None = None) -> Document:
-        """Caption without loss, then the picture; the caption of sample `caption_of` when that is given."""
+    def document(self, sample: int, null: bool = False, caption_of: int | None = None, epoch: int = 0) -> Document:
+        """Caption without loss, then the picture as drawn for `epoch`; the caption of `caption_of` when given."""
         segments: list[Segment] = []
         if self._text is not None and not null:
             raw = self._text.row(sample if caption_of is None else caption_of)["ids"]
             segments.append(Text(np.frombuffer(raw, ID_DTYPE), loss=False))
         row = self._pictures.row(sample)
         grids = schedule(FINAL_GRIDS[row["schedule"]], row["scales"])
-        segments.append(Picture(grids, unpack_indices(row["input"]), unpack_indices(row["target"])))
+        at = (epoch % row["draws"]) * row["n_tokens"]
+        read, predicted = (unpack_indices(row[side])[at : at + row["n_tokens"]] for side in ("input", "target"))
+        segments.append(Picture(grids, read, predicted))
         return segments
 
     def _permutation(self, epoch: int) -> np.ndarray:

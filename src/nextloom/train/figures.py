@@ -59,7 +59,7 @@ def restore(tokenizer: Tokenizer, rgb: np.ndarray, grids: Sequence[Grid], device
 
 
 class Figures:
-    """Figures over many pictures, kept as sums.
+    """Figures over many pictures.
 
     Args:
         codes: size of the codebook.
