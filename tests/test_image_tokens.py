@@ -8,8 +8,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pydantic import ValidationError
 
+from engine import build, contents, run
 from nextloom import pixels
 from nextloom.errors import UserError
 from nextloom.op import Row
@@ -70,6 +72,37 @@ def test_self_correction_follows_the_fields(folder):
     assert plain["input"] == plain["target"] == drawn["clean"]
     assert plain["clean"] is None
     assert ready(folder, seed=1).measure(row())["input"] != drawn["input"]
+
+
+def test_draws_are_independent_and_the_first_is_the_only_one_of_one(folder):
+    one, three = (ready(folder, draws=draws).measure(row()) for draws in (1, 3))
+    count = one["n_tokens"]
+    sides = {side: unpack_indices(three[side]).reshape(3, count) for side in ("input", "target")}
+    assert (three["draws"], three["n_tokens"]) == (3, count)
+    for side, drawn in sides.items():
+        assert drawn[0].tolist() == unpack_indices(one[side]).tolist()
+        assert len({tuple(d) for d in drawn.tolist()}) == 3, side
+    assert three == ready(folder, draws=3).measure(row()), "hashes, not a stream"
+
+
+def test_a_row_says_what_was_encoded(folder):
+    value = ready(folder).measure(row(height=50, width=70))
+    assert schedule(FINAL_GRIDS[value["schedule"]], 4)[-1] == (3, 4), "4:3 out of 7:5"
+    box = [value[name] for name in ("left", "top", "crop_width", "crop_height")]
+    assert np.allclose(box, [(70 - 200 / 3) / 2, 0, 200 / 3, 50])
+    assert value["tokenizer"] == digest(folder) and value["resampling"] == "lanczos"
+    assert value["extractor"] == ImageTokens(tokenizer=folder, scales=4).version()
+
+
+def test_two_levels_share_a_decode_as_two_steps(folder, tmp_path, ray_local):
+    (tmp_path / "pics").mkdir()
+    for number in range(3):
+        Image.fromarray(picture(seed=number)).save(tmp_path / "pics" / f"{number}.png")
+    steps = {f"scales{k}": {"op": "image_tokens", "tokenizer": folder, "scales": k} for k in (3, 5)}
+    recipe, dataset = build(tmp_path, steps)
+    assert [run(recipe, dataset)[name]["values"] for name in steps] == [3, 3]
+    counts = [[r["n_tokens"] for r in contents(recipe, dataset)[name]] for name in steps]
+    assert counts[0] != counts[1]
 
 
 def test_a_row_does_not_depend_on_its_neighbours(folder):

@@ -237,6 +237,21 @@ def test_documents_of_a_plan(uneven):
     assert later and later != set(dropped), "another epoch drops other captions"
 
 
+def test_each_epoch_trains_on_its_own_draw(uneven, monkeypatch):
+    plan, release = open_plan(str(uneven / "toys"), "main"), open_release(str(uneven / "toys"), "tokens")
+    data = PackedData(plan, release, seed=0)
+    stored = data._pictures.row
+    codes = {draw: np.full(stored(0)["n_tokens"], draw, "<u2").tobytes() for draw in range(3)}
+
+    def three_draws(sample):
+        joined = b"".join(codes.values())
+        return {**stored(sample), "draws": 3, "input": joined, "target": joined}
+
+    monkeypatch.setattr(data._pictures, "row", three_draws)
+    drawn = [set(data.document(0, epoch=epoch)[-1].targets.tolist()) for epoch in range(5)]
+    assert drawn == [{0}, {1}, {2}, {0}, {1}]
+
+
 @pytest.mark.parametrize("count", [2, 6])
 def test_a_step_holds_the_same_packs_for_any_number_of_workers(uneven, count):
     data = PackedData(open_plan(str(uneven / "toys"), "main"), open_release(str(uneven / "toys"), "tokens"), seed=3)

@@ -30,6 +30,7 @@ IMAGES = pa.schema(
         ("schedule", pa.int32()),
         ("scales", pa.int32()),
         ("n_tokens", pa.int32()),
+        ("draws", pa.int32()),
         ("target", pa.binary()),
         ("input", pa.binary()),
         ("clean", pa.binary()),
@@ -122,6 +123,7 @@ def _picture(number: int, grids: tuple[Grid, ...], row: int, rng: np.random.Gene
         "schedule": row,
         "scales": len(grids),
         "n_tokens": tokens(grids),
+        "draws": 1,
         "target": codes,
         "input": codes,
     }

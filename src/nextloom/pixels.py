@@ -21,6 +21,8 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, UnidentifiedImageError
 
 DECODE_VERSION = "decode2"
 RESIZE_VERSION = "resize1"
+RESAMPLING = "lanczos"
+"""How `cover` resamples; part of `RESIZE_VERSION`."""
 MAX_PIXELS = 178_956_970
 """Largest picture decoded, in pixels (Pillow's own limit for decompression bombs); more is an error row."""
 
@@ -242,16 +244,20 @@ def _on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
 
 
+def crop_box(height: int, width: int, to_height: int, to_width: int) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) in source pixels of the largest centred box of the wanted shape."""
+    scale = min(height / to_height, width / to_width)
+    box_h, box_w = to_height * scale, to_width * scale
+    top, left = max(0.0, (height - box_h) / 2), max(0.0, (width - box_w) / 2)
+    return left, top, min(left + box_w, width), min(top + box_h, height)  # Pillow refuses a rounding error past it
+
+
 def cover(rgb: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(height, width, 3) uint8: the largest centred box of the wanted shape, resampled by Lanczos with antialias.
+    """(height, width, 3) uint8: `crop_box` of the picture, resampled by Lanczos with antialias.
 
     Deterministic on the CPU: training and extraction get bitwise the same picture.
     """
-    h, w = rgb.shape[:2]
-    scale = min(h / height, w / width)
-    box_h, box_w = height * scale, width * scale
-    top, left = max(0.0, (h - box_h) / 2), max(0.0, (w - box_w) / 2)  # Pillow refuses a rounding error past the edge
-    box = (left, top, min(left + box_w, w), min(top + box_h, h))
+    box = crop_box(*rgb.shape[:2], height, width)
     return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.LANCZOS, box=box))
 
 

@@ -8,15 +8,17 @@ Token counts depend on the schedule alone, so a pack plan survives an update of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import pyarrow as pa
 from pydantic import Field, PrivateAttr, model_validator
 
 from nextloom import pixels
 from nextloom.config import RootPath
 from nextloom.op import Annotate, Row
+from nextloom.tokenize.documents import Grid
 from nextloom.tokenize.schedule import FINAL_GRIDS, LEVELS, STEPS, bucket, schedule, tokens
 from nextloom.tokenize.tokenizer_config import digest, pack_indices
 
@@ -29,7 +31,7 @@ class ImageTokens(Annotate):
     """
 
     name: ClassVar[str] = "image_tokens"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
     needs: ClassVar[Literal["nothing", "bytes", "pixels"]] = "pixels"
     weights: ClassVar[Mapping[str, str]] = {"tokenizer": "nextloom train RECIPE"}
 
@@ -47,10 +49,13 @@ class ImageTokens(Annotate):
     """Temperature of the draw, on squared distances between unit vectors; below 0.1 it changes nothing."""
     seed: int = 0
     """Of the draws, together with each row's key."""
+    draws: int = Field(1, ge=1, le=64)
+    """Independent draws per picture, for as many epochs: epoch e trains on draw e modulo `draws`."""
     clean: bool = False
     """Also store the plain encoding, for pictures that serve as conditions."""
 
     _tokenizer: Any = PrivateAttr(None)
+    _digest: str = PrivateAttr("")
 
     @model_validator(mode="after")
     def _one_of(self) -> ImageTokens:
@@ -76,15 +81,20 @@ class ImageTokens(Annotate):
         return f"{super().version()}+{pixels.RESIZE_VERSION}"
 
     def columns(self) -> pa.Schema:
-        """`target`, `input`, `clean`: indices, scale by scale, row-major; `schedule`: id in `schedule.FINAL_GRIDS`."""
+        """What a row holds.
+
+        schedule, scales: id in `schedule.FINAL_GRIDS`, and how many scales; n_tokens: codes of one draw
+        draws, target, input: number of draws, and their indices one after the other, each scale by scale, row-major
+        clean: the plain encoding, or null
+        left, top, crop_width, crop_height: the box of the upright picture that was encoded, in its pixels
+        resampling: how that box was brought to patch * grid; tokenizer: digest; extractor: version of the code
+        """
         return pa.schema(
             [
-                ("schedule", pa.int32()),
-                ("scales", pa.int32()),
-                ("n_tokens", pa.int32()),
-                ("target", pa.binary()),
-                ("input", pa.binary()),
-                ("clean", pa.binary()),
+                *((name, pa.int32()) for name in ("schedule", "scales", "n_tokens", "draws")),
+                *((name, pa.binary()) for name in ("target", "input", "clean")),
+                *((name, pa.float64()) for name in ("left", "top", "crop_width", "crop_height")),
+                *((name, pa.string()) for name in ("resampling", "tokenizer", "extractor")),
             ]
         )
 
@@ -93,6 +103,7 @@ class ImageTokens(Annotate):
         from nextloom.tokenize.tokenizer import Tokenizer
 
         self._tokenizer = Tokenizer.load(self.tokenizer).to("cuda" if self.execution.num_gpus else "cpu")
+        self._digest = digest(self.tokenizer)
 
     def measure(self, row: Row) -> dict[str, Any]:
         """Codes of one picture.
@@ -100,27 +111,50 @@ class ImageTokens(Annotate):
         Raises:
             ValueError: it is longer than 4:1.
         """
-        import torch
-
-        from nextloom.tokenize.quantizer import Correction
-
         assert row.pixels is not None
-        chosen = bucket(row.pixels.shape[0], row.pixels.shape[1], self.count)
+        height, width = row.pixels.shape[:2]
+        chosen = bucket(height, width, self.count)
         grids = schedule(FINAL_GRIDS[chosen], self.count)
-        (height, width), patch = grids[-1], self._tokenizer.config.patch
-        x = torch.from_numpy(pixels.to_model(row.pixels, height * patch, width * patch))[None]
-        x = x.to(self._tokenizer.codebook().device)
-        correction = Correction(p=self.p, top_k=self.top_k, tau=self.tau, seed=self.seed)
-        inputs, targets = self._tokenizer.tokenize(x, grids, correction, [row.key])
-        clean = self._tokenizer.tokenize(x, grids)[0] if self.clean else None
+        side = tuple(cells * self._tokenizer.config.patch for cells in grids[-1])
+        left, top, right, bottom = pixels.crop_box(height, width, *side)
+        pairs, clean = self.encode(pixels.to_model(row.pixels, *side), grids, row.key)
         return {
             "schedule": chosen,
             "scales": self.count,
             "n_tokens": tokens(grids),
-            "target": self._pack(targets),
-            "input": self._pack(inputs),
+            "draws": self.draws,
+            "target": b"".join(self._pack(targets) for _, targets in pairs),
+            "input": b"".join(self._pack(inputs) for inputs, _ in pairs),
             "clean": None if clean is None else self._pack(clean),
+            "left": left,
+            "top": top,
+            "crop_width": right - left,
+            "crop_height": bottom - top,
+            "resampling": pixels.RESAMPLING,
+            "tokenizer": self._digest,
+            "extractor": self.version(),
         }
+
+    def encode(self, x: np.ndarray, grids: Sequence[Grid], key: str) -> tuple[list[tuple[Any, Any]], Any]:
+        """Codes of one model input, the networks run once.
+
+        Args:
+            x: (3, patch * H, patch * W) float32, from `pixels.to_model`.
+            grids: the schedule.
+            key: of the row.
+
+        Returns:
+            (inputs, targets) of each draw, and the plain encoding or None; each (1, N) int64.
+        """
+        import torch
+
+        from nextloom.tokenize.quantizer import Correction
+
+        z = self._tokenizer.features(torch.from_numpy(x)[None].to(self._tokenizer.codebook().device))
+        quantizer = self._tokenizer.quantizer
+        settings = (Correction(self.p, self.top_k, self.tau, self.seed, draw) for draw in range(self.draws))
+        pairs = [quantizer.encode(z, grids, setting, [key]) for setting in settings]
+        return pairs, quantizer.encode(z, grids)[0] if self.clean else None
 
     def _pack(self, indices: Any) -> bytes:
         return pack_indices(indices[0].cpu().numpy(), self._tokenizer.config.codes)

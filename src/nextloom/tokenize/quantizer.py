@@ -44,14 +44,19 @@ ROWS, CODES = 256, 1024
 class Correction:
     """Self-correction: with probability `p` per token the input is drawn among the `top_k` nearest codes.
 
-    The draw is softmax(-distance / tau), from a hash of (key, seed, scale, position). The remainder goes on
-    from the drawn code, so the targets of later scales repair it.
+    The draw is softmax(-distance / tau), from a hash of (key, seed, draw, scale, position). The remainder goes on
+    from the drawn code, so the targets of later scales repair it. `draw` numbers independent draws of one picture.
     """
 
     p: float = 0.6
     top_k: int = 10
     tau: float = 1.0
     seed: int = 0
+    draw: int = 0
+
+    def names(self, key: str) -> tuple[str | int, ...]:
+        """The hash stream of a picture's draw."""
+        return (key, self.seed, f"draw {self.draw}") if self.draw else (key, self.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,10 +257,10 @@ def _draw(u: Tensor, ranked: Blocks, correction: Correction, key: str, scale: in
     nearer = 2 * (scores - scores[:, :1]).double().cpu().numpy()  # a distance is 2 + 2w - 2 * score
     cumulated = np.exp(nearer / correction.tau).cumsum(axis=1)
     counter = (np.uint64(scale) << np.uint64(33)) + 2 * np.arange(len(u), dtype=np.uint64)
-    threshold = uniform(counter + np.uint64(1), key, correction.seed)[:, None] * cumulated[:, -1:]
+    threshold = uniform(counter + np.uint64(1), *correction.names(key))[:, None] * cumulated[:, -1:]
     picked = np.minimum((cumulated <= threshold).sum(axis=1), index.shape[1] - 1)
     drawn = index.gather(1, torch.from_numpy(picked)[:, None].to(index.device))[:, 0]
-    corrected = torch.from_numpy(uniform(counter, key, correction.seed) < correction.p).to(index.device)
+    corrected = torch.from_numpy(uniform(counter, *correction.names(key)) < correction.p).to(index.device)
     return torch.where(corrected, drawn, index[:, 0])
 
 
