@@ -180,6 +180,47 @@ def release(
 
 
 @app.command()
+def verify(
+    recipe: RecipeArg,
+    root: Root = DEFAULT_ROOT,
+    sets: Sets = None,
+    name: Annotated[str | None, typer.Option("--release", metavar="NAME", help="default: the newest of each")] = None,
+    sample: Annotated[int, typer.Option(metavar="N", help="rows per column that are encoded anew")] = 1000,
+    seed: Annotated[int, typer.Option(help="another one looks at other rows")] = 0,
+    repair: Annotated[bool, typer.Option("--mend", help="take what differs out, for a run to do again")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check the token columns of releases against checksums, schedules and a fresh encoding; code 1 if any differs."""
+    from nextloom.pipelines.verify import mend
+    from nextloom.pipelines.verify import verify as check
+    from nextloom.store.release import latest, open_release
+
+    loaded, dataset = load(recipe, root, sets)
+    newest = [latest(dataset.uri, each) for each, spec in loaded.releases.items() if spec.columns]
+    chosen = [r for r in ([open_release(dataset.uri, name)] if name else newest) if r]
+    results = [check(loaded, each, sample, seed) for each in chosen]
+    if not results:
+        raise UserError("no release to verify", where=dataset.uri, next=f"nextloom release {recipe}")
+    if as_json:
+        print(json.dumps([result.as_dict() for result in results], indent=1))
+    for result in results if not as_json else ():
+        for finding in result.findings:
+            print(f"{finding.column}: {finding.check}: {finding.key}: {finding.what}")
+        print(
+            f"{result.release}: {result.files:,} files, {result.rows:,} rows, {result.sampled:,} encoded anew, "
+            f"{len(result.findings):,} differ"
+        )
+    wrong = sum(len(result.findings) for result in results)
+    if wrong and repair:
+        with dataset.lease(f"nextloom verify {recipe} --mend"):
+            files = sum(mend(loaded, dataset, r, result.findings) for r, result in zip(chosen, results, strict=True))
+        print(f"{files:,} files taken out; next: nextloom run {recipe}, which makes their rows again", file=sys.stderr)
+    elif wrong:
+        hint = f"nextloom verify {recipe} --mend takes them out, then nextloom run {recipe} makes them again"
+        raise UserError(f"{wrong} findings", where=results[0].release, next=hint)
+
+
+@app.command()
 def compact(recipe: RecipeArg, root: Root = DEFAULT_ROOT, sets: Sets = None) -> None:
     """Merge the small files that many runs left; no value, id or state changes."""
     from nextloom.pipelines.compact import compact as merge

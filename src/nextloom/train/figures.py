@@ -35,8 +35,8 @@ class Restored:
     grids: Sequence[Grid]
     x: Tensor
     """(1, 3, height, width) float32: `target` as the network reads it."""
-    features: Tensor
-    """(1, D, H, W) sum of the codes."""
+    semantic: Tensor | None
+    """(1, teacher_dim, H, W) features that the semantic codes keep; None with one branch."""
 
 
 @torch.no_grad()
@@ -54,8 +54,9 @@ def restore(tokenizer: Tokenizer, rgb: np.ndarray, grids: Sequence[Grid], device
     codes, _ = tokenizer.tokenize(x, grids)
     stored = unpack_indices(pack_indices(codes[0].cpu().numpy(), tokenizer.config.codes))
     features = tokenizer.quantizer.features(torch.from_numpy(stored).to(device)[None], grids)
-    drawn = pixels.from_model(tokenizer.decode(features)[0][0].float().cpu().numpy())
-    return Restored(pixels.from_model(x[0].cpu().numpy()), drawn, stored, grids, x, features)
+    picture, semantic = tokenizer.decode(features)
+    drawn = pixels.from_model(picture[0].float().cpu().numpy())
+    return Restored(pixels.from_model(x[0].cpu().numpy()), drawn, stored, grids, x, semantic)
 
 
 class Figures:

@@ -155,10 +155,9 @@ class TokenizerTask:
             grids = self.grids(self._row(picture))
             restored = restore(tokenizer, picture, grids, self.device)
             more = {f"rest/{k}": rest for k, rest in enumerate(remainders(tokenizer, restored), 1)}
-            semantic = tokenizer.decode(restored.features)[1]
-            if self.teacher is not None and semantic is not None:
+            if self.teacher is not None and restored.semantic is not None:
                 target = self.teacher(restored.x, grids[-1])
-                more["semantic_cosine"] = F.cosine_similarity(semantic, target, dim=1).mean().item()
+                more["semantic_cosine"] = F.cosine_similarity(restored.semantic, target, dim=1).mean().item()
             figures.add(restored, **more)
         tokenizer.train(was_training)
         return figures.result()

@@ -53,8 +53,9 @@ def tokenizer_inputs(recipe: TokenizerRecipe, release: Release) -> dict[str, Any
         out["lpips"] = [digest_path(str(file)) for file in lpips_files(recipe.lpips)]
     if recipe.sampling:
         step = recipe.sampling.column.partition(".")[0]
-        release.column(step, [], np.empty(0, np.int64))  # refuses a column that the release does not have
-        column = release.document["columns"][step]
+        if step not in release.columns:
+            release.column(step)  # refuses it, and names those that are there
+        column = release.columns[step]
         out["sampling"] = [column["fingerprint"], column["failed"]]
     return out
 
