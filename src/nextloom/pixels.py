@@ -257,7 +257,7 @@ def cover(rgb: np.ndarray, height: int, width: int) -> np.ndarray:
 
     Deterministic on the CPU: training and extraction get bitwise the same picture.
     """
-    box = crop_box(*rgb.shape[:2], height, width)
+    box = crop_box(rgb.shape[0], rgb.shape[1], height, width)
     return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.LANCZOS, box=box))
 
 

@@ -5,6 +5,7 @@
     <dataset>/packs/<name>/<fingerprint>   Delta table of one pack plan
     <dataset>/receipts/<step>.json         what a finished step was computed from; of `source`, the units listed
     <dataset>/releases/<name>-NNNN.json    immutable manifests with their own file lists
+    <dataset>/broken/<name>-NNNN.json      releases whose files were found damaged
     <dataset>/lease/N.json                 the one writer
 
 A fingerprint has a table of its own, since another fingerprint may have another schema; the old one stays

@@ -79,7 +79,7 @@ def _files(items: Sequence[Mapping[str, Any]]) -> tuple[File, ...]:
 
 
 def publish(dataset: Dataset, name: str, content: Mapping[str, Any]) -> tuple[Release, bool]:
-    """Write the next version of release `name`; one equal to the newest is not written again.
+    """Write the next version of release `name`; one equal to the newest, if that is sound, is not written again.
 
     Args:
         content: dataset, content (digest of the rows), rows_count, selection, rows, columns (each with `failed`, the
@@ -89,13 +89,24 @@ def publish(dataset: Dataset, name: str, content: Mapping[str, Any]) -> tuple[Re
         The release, and whether it is new.
     """
     newest = latest(dataset.uri, name)
-    if newest and newest.digest == content_digest(content):
+    if newest and newest.digest == content_digest(content) and not is_broken(dataset, newest):
         return newest, False
     version = int(newest.name.rpartition("-")[2]) + 1 if newest else 1
     document = {"name": f"{name}-{version:04d}", "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **content}
     if not dataset.documents.create(f"releases/{document['name']}.json", document):
         raise UserError(f"release {document['name']} was made by another writer at this moment", next="try again")
     return Release(dataset.uri, document), True
+
+
+def mark_broken(dataset: Dataset, release: Release, findings: Sequence[Mapping[str, Any]]) -> None:
+    """Note that files of a release are damaged: the same content will be a new version, of sound files."""
+    dataset.guard()
+    dataset.documents.write(f"broken/{release.name}.json", {"findings": list(findings)})
+
+
+def is_broken(dataset: Dataset, release: Release) -> bool:
+    """Whether `mark_broken` was told of it."""
+    return dataset.documents.read(f"broken/{release.name}.json") is not None
 
 
 def latest(dataset_uri: str, name: str) -> Release | None:

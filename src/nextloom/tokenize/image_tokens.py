@@ -156,5 +156,14 @@ class ImageTokens(Annotate):
         pairs = [quantizer.encode(z, grids, setting, [key]) for setting in settings]
         return pairs, quantizer.encode(z, grids)[0] if self.clean else None
 
+    def targets_of(self, rgb: np.ndarray, grids: Sequence[Grid], inputs: np.ndarray) -> np.ndarray:
+        """(N,) targets that belong to stored inputs (N,) of a picture (height, width, 3)."""
+        import torch
+
+        side = tuple(cells * self._tokenizer.config.patch for cells in grids[-1])
+        x = torch.from_numpy(pixels.to_model(rgb, *side))[None].to(self._tokenizer.codebook().device)
+        codes = torch.from_numpy(inputs).to(x.device)
+        return self._tokenizer.quantizer.targets_of(self._tokenizer.features(x), grids, codes).cpu().numpy()
+
     def _pack(self, indices: Any) -> bytes:
         return pack_indices(indices[0].cpu().numpy(), self._tokenizer.config.codes)

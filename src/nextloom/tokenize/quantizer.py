@@ -151,6 +151,23 @@ class Quantizer(nn.Module):
                 pairs.append(self._encode_one(alone, grids, (table, ranked), correction, keys[i] if keys else ""))
         return torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs])
 
+    @torch.no_grad()
+    def targets_of(self, z: Tensor, grids: Sequence[Grid], inputs: Tensor) -> Tensor:
+        """(N,) nearest codes of what given inputs leave: the targets that were stored beside them.
+
+        Args:
+            z: (1, D, H, W) features of one picture.
+            grids: the whole schedule.
+            inputs: (N,) int64 codes that each scale goes on from.
+        """
+        with torch.autocast(z.device.type, enabled=False), one_thread():
+            table, rest, found = self.codebook(), z.detach().float().contiguous(), []
+            ranked = self._ranked(table)
+            for grid, chosen in zip(grids, inputs.split([h * w for h, w in grids]), strict=True):
+                found.append(nearest(_rows(self._normalise(F.adaptive_avg_pool2d(rest, grid))), ranked))
+                rest = rest - _up(_picture(F.embedding(chosen, table), 1, grid), grids[-1])
+            return torch.cat(found)
+
     def features(self, indices: Tensor, grids: Sequence[Grid], size: Grid | None = None) -> Tensor:
         """(B, D, H, W) sum of the codes over the final grid.
 
