@@ -20,8 +20,8 @@ class ModelConfig(Model):
     """Number of text ids; `<boi>`, `<eoi>` and the codes follow them."""
     codes: int = Field(gt=0)
     """Codebook size of the image tokenizer."""
-    semantic_dim: int = Field(default=32, gt=0)
-    """Width of the semantic part of a code vector, unit norm."""
+    semantic_dim: int = Field(default=32, ge=0)
+    """Width of the semantic part of a code vector, unit norm; 0 with a single-branch tokenizer."""
     pixel_dim: int = Field(default=8, gt=0)
     """Width of the pixel part of a code vector, unit norm."""
     width: int = Field(gt=0)
