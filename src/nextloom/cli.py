@@ -86,10 +86,10 @@ def plan(
 ) -> None:
     """Say what is stale, why, and what it will cost. Writes nothing; ends with code 1 where a step cannot run."""
     from nextloom.pipelines.plan import BLOCKED
-    from nextloom.pipelines.plan import plan as make_plan
+    from nextloom.pipelines.release import plan_with_releases
 
     loaded, dataset = load(recipe, root, sets)
-    plans = make_plan(loaded, dataset, to=to, retry_errors=retry_errors)
+    plans = plan_with_releases(loaded, dataset, to=to, retry_errors=retry_errors)
     if as_json:
         print(json.dumps([p.as_dict() for p in plans], indent=1))
     else:
@@ -118,8 +118,12 @@ def run(
     retry_errors: Retry = False,
     address: Address = None,
 ) -> None:
-    """Do what the plan says: only missing rows. Interrupt at will, run again to go on."""
+    """Do what the plan says: only missing rows. Interrupt at will, run again to go on.
+
+    A release that was made once gets its next version when what it holds has changed.
+    """
     from nextloom.pipelines.progress import Progress
+    from nextloom.pipelines.release import keep_releases
 
     loaded, dataset = load(recipe, root, sets)
     with dataset.lease(f"nextloom run {recipe}"), Progress() as progress:
@@ -127,11 +131,14 @@ def run(
 
         job = Run(loaded, dataset, to=to, retry_errors=retry_errors, address=address, progress=progress)
         results = job.execute()
+        made = keep_releases(loaded, dataset, to)
     done = sum(result.done for result in results)
     if not done:
         print(f"{loaded.dataset}: nothing to do, {len(results)} steps are fresh")
-        return
-    _show(_counts_table([(r.step, r.done, r.counts) for r in results]))
+    else:
+        _show(_counts_table([(r.step, r.done, r.counts) for r in results]))
+    for each in made:
+        print(f"release {each.name}  {len(each.ids):,} rows, {len(each.columns)} columns")
 
 
 @app.command()

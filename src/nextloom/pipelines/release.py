@@ -1,4 +1,8 @@
-"""Making a release: only of steps that are fresh, so that a manifest never mixes old and new."""
+"""Making a release: only of steps that are fresh, so that a manifest never mixes old and new.
+
+A release that was published once is kept up: a run that changes what it holds ends with its next version, the one
+commit that readers see. Until then, and after, the old version reads as before.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +13,22 @@ import pyarrow.compute as pc
 
 from nextloom.errors import UserError, did_you_mean
 from nextloom.op import digest
-from nextloom.pipelines.plan import FRESH, Planner
+from nextloom.pipelines.plan import FRESH, MISSING, STALE, Planner, StepPlan
 from nextloom.pipelines.recipe import SOURCE, Recipe
 from nextloom.store.dataset import Dataset
 from nextloom.store.files import read_files, take_ids
-from nextloom.store.release import Release, publish
+from nextloom.store.release import Release, content_digest, latest, publish
 from nextloom.store.rowset import RowSet, describe
 from nextloom.store.table import Table
 
 
-def make_release(recipe: Recipe, dataset: Dataset, name: str) -> tuple[Release, bool]:
+def make_release(recipe: Recipe, dataset: Dataset, name: str, planner: Planner | None = None) -> tuple[Release, bool]:
     """Publish release `name` of the recipe; one equal to the newest is not written again.
+
+    Args:
+        recipe, dataset: whose; the caller holds the lease.
+        name: of the release in the recipe.
+        planner: of this recipe, when there is one; a new one lists the source.
 
     Returns:
         The release, and whether it is new.
@@ -30,7 +39,7 @@ def make_release(recipe: Recipe, dataset: Dataset, name: str) -> tuple[Release, 
     spec = recipe.releases.get(name)
     if spec is None:
         raise UserError(f"unknown release; {did_you_mean(name, recipe.releases)}", where=f"releases.{name}")
-    planner = Planner(recipe, dataset)
+    planner = planner or Planner(recipe, dataset)
     hint = f"nextloom run RECIPE --to {name}"
     if planner.changes:
         raise UserError(f"the source changed: {planner.changes.describe()} rows", where=f"releases.{name}", next=hint)
@@ -38,6 +47,57 @@ def make_release(recipe: Recipe, dataset: Dataset, name: str) -> tuple[Release, 
         state = planner.judge(step)
         if state.state != FRESH:
             raise UserError(f"{step.name} is {state.state} {state.cause}".strip(), where=f"releases.{name}", next=hint)
+    content = _content(planner, name)
+    if not content["rows_count"]:
+        raise UserError("it would have no rows", where=f"releases.{name}", next="nextloom report RECIPE says why")
+    return publish(dataset, name, content)
+
+
+def keep_releases(recipe: Recipe, dataset: Dataset, to: str | None = None) -> list[Release]:
+    """Publish the next version of each release that has one already and holds other things now; returns these.
+
+    Args:
+        recipe: its releases.
+        dataset: the caller holds its lease.
+        to: only this release; a step names none.
+    """
+    names = [name for name in recipe.releases if to in (None, name) and latest(dataset.uri, name)]
+    planner = Planner(recipe, dataset) if names else None
+    made = [make_release(recipe, dataset, name, planner) for name in names]
+    return [release for release, new in made if new]
+
+
+def plan_with_releases(
+    recipe: Recipe, dataset: Dataset, *, to: str | None = None, retry_errors: bool = False
+) -> list[StepPlan]:
+    """The plan of all steps, and of the releases that they end in: which of them a run makes stale. Writes nothing."""
+    planner = Planner(recipe, dataset, retry_errors=retry_errors)
+    plans = [planner.source(), *(planner.judge(step) for step in planner.graph.upto(to))]
+    states = {plan.step: plan.state for plan in plans}
+    return plans + [_planned(planner, name, states) for name in recipe.releases if to in (None, name)]
+
+
+def _planned(planner: Planner, name: str, states: dict[str, str]) -> StepPlan:
+    """State of one release: missing, fresh, or stale with the steps that make it so."""
+    newest = latest(planner.dataset.uri, name)
+    plan = StepPlan(f"release {name}", newest.name if newest else "", "release", FRESH, todo=None)
+    changed = [step.name for step in planner.graph.upto(name) if states[step.name] != FRESH]
+    if planner.changes:
+        changed.insert(0, SOURCE)
+    if newest is None:
+        plan.state = MISSING
+        return plan
+    plan.wanted = newest.document["rows_count"]
+    if changed:
+        plan.state, plan.cause = STALE, f"INPUT {', '.join(changed)}"
+    elif newest.digest != content_digest(_content(planner, name)):
+        plan.state, plan.cause = STALE, "INPUT"
+    return plan
+
+
+def _content(planner: Planner, name: str) -> dict[str, Any]:
+    """What a release of fresh steps fixes; all of them have been judged."""
+    recipe, dataset, spec = planner.recipe, planner.dataset, planner.recipe.releases[name]
     rows = planner.rowsets[spec.rows]
     assert isinstance(rows, RowSet)
     domain = SOURCE if spec.rows == SOURCE else planner.graph[spec.rows].domain
@@ -45,11 +105,9 @@ def make_release(recipe: Recipe, dataset: Dataset, name: str) -> tuple[Release, 
         domain = spec.rows
     table = dataset.rows if domain == SOURCE else planner.table(domain)
     ids = rows.all_ids()
-    if not len(ids):
-        raise UserError("it would have no rows", where=f"releases.{name}", next="nextloom report RECIPE says why")
-    content: dict[str, Any] = {
+    return {
         "dataset": recipe.dataset,
-        "content": _rows_digest(table, ids),
+        "content": _rows_digest(table, ids) if len(ids) else "",
         "rows_count": len(ids),
         "selection": {**rows.as_dict(dataset.uri), "step": spec.rows},
         "rows": describe(table.uri, dataset.uri, table.files()),
@@ -66,7 +124,6 @@ def make_release(recipe: Recipe, dataset: Dataset, name: str) -> tuple[Release, 
             for step in spec.columns
         },
     }
-    return publish(dataset, name, content)
 
 
 def _rows_digest(table: Table, ids: np.ndarray) -> str:

@@ -93,6 +93,7 @@ def publish(dataset: Dataset, name: str, content: Mapping[str, Any]) -> tuple[Re
         return newest, False
     version = int(newest.name.rpartition("-")[2]) + 1 if newest else 1
     document = {"name": f"{name}-{version:04d}", "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **content}
+    dataset.guard()
     if not dataset.documents.create(f"releases/{document['name']}.json", document):
         raise UserError(f"release {document['name']} was made by another writer at this moment", next="try again")
     return Release(dataset.uri, document), True
