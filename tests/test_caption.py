@@ -313,6 +313,8 @@ def test_a_good_caption_has_no_fault(text):
         (FRENCH, "wrong_language"),
         ("Der Hund liegt auf dem Sofa und das Licht fällt durch ein Fenster auf den Boden.", "wrong_language"),
         ("Собака лежит на диване у окна.", "wrong_language"),
+        ("En hund ligger på en grøn sofa, og der er en lampe på et bord ved vinduet.", "wrong_language"),
+        ("Een man in een blauwe jas is op straat en er is een hond bij de deur.", "wrong_language"),
         ("一只狗躺在沙发上,窗外有光。", "wrong_language"),
         ("Pies leży na kanapie obok okna, a za nim stoi regał z książkami i lampą.", "wrong_language"),
         (PROMPTS["detailed-v1"].user, "copies_prompt"),

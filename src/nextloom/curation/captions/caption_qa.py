@@ -27,7 +27,7 @@ class CaptionQa(Annotate):
     """Faults of a caption, each true or false."""
 
     name: ClassVar[str] = "caption_qa"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
 
     reads: tuple[str, ...]
     """The one step that captions."""

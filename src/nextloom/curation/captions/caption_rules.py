@@ -5,10 +5,10 @@
     copied      share of a caption's words that stand in the same order in another text
     language    scripts, and for English its most frequent function words
 
-What they cannot see: a refusal in other words than `REFUSALS`; a language among those in Latin letters other than
-English, for which only `en` has words; that a sentence is untrue. Under eight words the language of Latin text is
-not judged. A list of tags has no function words and counts as not English. A picture of repeated text, quoted
-faithfully, counts as a loop. Sources: repeated n-grams after Rae et al., "Scaling Language Models" (2021), table A1.
+What they cannot see: a refusal in other words than `REFUSALS`; that a sentence is untrue; a language in Latin letters
+whose words are not in `FOREIGN` (`docs/log.md` has the shares, Hungarian is the worst). Under eight words the language
+of Latin text is not judged. A list of tags has no function words and counts as not English. A picture of repeated text,
+quoted faithfully, counts as a loop. Source: repeated n-grams after Rae et al., "Scaling Language Models" (2021).
 """
 
 from __future__ import annotations
@@ -49,10 +49,13 @@ _ENGLISH = """the of and is with a an in on are to that this it its by at from f
 above under near which while into or be one two both some appears shows wearing standing"""
 ENGLISH = frozenset(_ENGLISH.split())
 """Words that half of English text is made of; few of them are words of other languages."""
-_FOREIGN = """le la les des du une est avec dans et sur der die das und ein eine ist mit auf im el los las una con del y
-es il lo gli della che di per os um uma com em no na het een van op met zijn je się jest na w z och ett med på"""
+_FOREIGN = """le la les des du une est avec dans et sur pour der die das und ein eine ist mit auf im el los las una
+con del y es il lo gli della che di per os um uma com em no na não que para por foi het een op met zijn de niet dat
+voor wordt naar bij aan je się jest w z nie och ett med på er til den det af ikke som kan der en az egy és hogy nem ez
+vagy meg ei että oli že sa ve bir için ile la în este nu"""
 FOREIGN = frozenset(_FOREIGN.split())
-"""The same of French, German, Spanish, Italian, Portuguese, Dutch, Polish and Swedish."""
+"""The same of French, German, Spanish, Italian, Portuguese, Dutch, Polish, Swedish, Danish, Hungarian, Finnish, Czech,
+Turkish and Romanian."""
 SENTENCE_ENDS = tuple(".!?…。！？”\"'’)）】》」]")
 
 
@@ -102,7 +105,7 @@ def copied_share(tokens: Sequence[str], other: Sequence[str], least: int) -> flo
 
 
 def is_english(text: str) -> bool:
-    """Letters nearly all Latin; of eight words or more, a tenth English function words, and no fewer than foreign."""
+    """Letters nearly all Latin; of eight words or more, a tenth English function words, and more than foreign."""
     scripts = _scripts(text)
     total = sum(scripts.values())
     if not total:
@@ -114,7 +117,7 @@ def is_english(text: str) -> bool:
         return True
     english = sum(token in ENGLISH for token in tokens)
     foreign = sum(token in FOREIGN for token in tokens)
-    return english >= 0.1 * len(tokens) and english >= foreign
+    return english >= 0.1 * len(tokens) and english > foreign
 
 
 def is_chinese(text: str) -> bool:
