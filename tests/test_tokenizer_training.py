@@ -17,6 +17,7 @@ from nextloom.tokenize.quantizer import Quantizer
 from nextloom.tokenize.schedule import FINAL_GRIDS, schedule
 from nextloom.tokenize.tokenizer import Tokenizer
 from nextloom.train import checkpoint
+from nextloom.train import recipe as recipes
 from nextloom.train.ema import Average
 from nextloom.train.launch import inspect, launch
 from nextloom.train.loop import _clip, make_optimizer
@@ -166,12 +167,38 @@ def test_first_weights_and_losses_that_are_absent_are_refused_before_a_step(root
 
     assert "hf download google/siglip2-so400m-patch16-naflex" in told(init_from={"semantic": "models/siglip2"})
     assert "there is neither" in told(lpips="models/lpips") and "lpips==0.1.4" in told(lpips="models/lpips")
+    (tmp_path / "config.json").write_text("{}"), (tmp_path / "model.safetensors").write_bytes(b"")
+    assert "is a CNN, which takes no weights of SigLIP2" in told(init_from={"semantic": str(tmp_path)})
     other = TOKENIZER.model_copy(update={"codes": 16})
     assert "tokenizer.codes is 16" in told(network_=other, init_from={"pixel": staged["pixel"].output})
     assert "has no column 'faces'" in told(sampling={"column": "faces.count"})
     wide = SMALL.model_copy(update={"unshuffle": 4}).model_dump(mode="json")
     start = {"tokenizer": staged["joint"].output}
     assert "draws 4 pixels per code" in told(network_=None, stage="decoder", decoder=wide, init_from=start)
+
+
+@pytest.mark.parametrize(
+    ("name", "sets", "message"),
+    [
+        ("pixel", [], r"lpips: LPIPS needs(.|\n)*curl -LO https://download.pytorch.org/models/vgg16-397923af.pth"),
+        ("joint", ["tokenizer=toy"], r"init_from.semantic: no SigLIP2(.|\n)*hf download google/siglip2-so400m-patch16"),
+        ("decoder", [], r"init_from.tokenizer: no tokenizer(.|\n)*nextloom train recipes/tokenizer_joint.yaml"),
+    ],
+)
+def test_the_full_recipes_say_how_absent_weights_get_there(root, name, sets, message):
+    path = Path(__file__).parents[1] / "recipes" / f"tokenizer_{name}.yaml"
+    wanted = recipes.load(str(path), root=str(root), sets=["dataset=toys", "release=tokens", *sets])
+    assert (wanted.lr, wanted.betas, wanted.clip, wanted.weight_decay) == (1e-4, (0.9, 0.95), 1.0, 0.0)
+    assert (wanted.gan_weight, wanted.lpips_weight, wanted.gan_channels, wanted.gan_layers) == (0.5, 1.0, 64, 3)
+    with pytest.raises(UserError, match=message):
+        inspect(wanted)
+
+
+def test_the_toy_recipes_chain(root):
+    pixel, joint, decoder = (recipes.load(f"toy_{stage}", root=str(root)) for stage in ("pixel", "joint", "decoder"))
+    assert joint.init_from.pixel == pixel.output and decoder.init_from.tokenizer == joint.output
+    assert joint.tokenizer == recipes.load("tokenizer", root=str(root)).tokenizer
+    assert pixel.steps + joint.steps + decoder.steps == recipes.load("tokenizer", root=str(root)).steps
 
 
 def test_weights_of_rows_come_from_a_column_of_the_release(root):

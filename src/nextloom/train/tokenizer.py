@@ -26,6 +26,7 @@ from nextloom.tokenize.documents import Grid
 from nextloom.tokenize.quantizer import drop_scales
 from nextloom.tokenize.schedule import FINAL_GRIDS, bucket, schedule
 from nextloom.train.figures import Figures, remainders, restore
+from nextloom.train.gallery import Gallery
 from nextloom.train.lpips import Lpips
 from nextloom.train.patch_gan import Adversarial, tokenizer_of
 from nextloom.train.recipe import TokenizerRecipe
@@ -41,11 +42,12 @@ JUDGED, SHOWN = 256, 16
 
 
 class TokenizerTask:
-    """Tokenizer training over pictures held in memory.
+    """Tokenizer training over pictures.
 
     Args:
         recipe: what to train.
-        pictures: (height, width, 3) uint8 arrays of any size; their order is part of the run's identity.
+        pictures: (height, width, 3) uint8 arrays of any size, or the `Gallery` of a release; their order is part of
+            the run's identity.
         device: where batches are built.
         ids: of the pictures, which say what is held out; default: their numbers.
         weights: of the pictures, where the recipe weighs them.
@@ -69,9 +71,10 @@ class TokenizerTask:
         self.config = network(recipe)
         self.held = self._held(np.arange(len(pictures)) if ids is None else ids)
         self.buckets: dict[int, list[int]] = {}
-        for number, picture in enumerate(pictures):
+        shapes = pictures.shapes if isinstance(pictures, Gallery) else [picture.shape[:2] for picture in pictures]
+        for number, shape in enumerate(shapes):
             try:
-                row = self._row(picture)
+                row = bucket(*shape, recipe.scales)
             except ValueError as error:
                 raise UserError(str(error), where=f"picture {number}", next="leave it out by a select step") from None
             if number not in self.held:

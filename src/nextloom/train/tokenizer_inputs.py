@@ -37,18 +37,19 @@ def tokenizer_inputs(recipe: TokenizerRecipe, release: Release) -> dict[str, Any
     Raises:
         UserError: something is absent or does not fit the recipe's network.
     """
+    start = recipe.init_from
+    siglip = siglip_digest(start.semantic) if start.semantic else None
     network(recipe)
     out: dict[str, Any] = {
         "pictures": digest([release.document["dataset"], release.document["content"]]),
         "decode": pixels.DECODE_VERSION,
         "resize": pixels.RESIZE_VERSION,
     }
-    start = recipe.init_from
     for name in ("pixel", "tokenizer"):
         if folder := getattr(start, name):
             out[f"init_from.{name}"] = _trained(folder, f"init_from.{name}")
-    if start.semantic:
-        out["init_from.semantic"] = siglip_digest(start.semantic)
+    if siglip:
+        out["init_from.semantic"] = siglip
     if recipe.lpips and recipe.lpips_weight:
         out["lpips"] = [digest_path(str(file)) for file in lpips_files(recipe.lpips)]
     if recipe.sampling:
@@ -64,7 +65,7 @@ def network(recipe: TokenizerRecipe) -> TokenizerConfig:
     """The network that a recipe trains.
 
     Raises:
-        UserError: stage `decoder` starts from a folder without a tokenizer, or a stage-1 folder does not fit.
+        UserError: stage `decoder` starts from a folder without a tokenizer, or first weights do not fit the network.
     """
     start = recipe.init_from
     if recipe.stage == "decoder":
@@ -78,6 +79,12 @@ def network(recipe: TokenizerRecipe) -> TokenizerConfig:
                 next="leave decoder out for twice the old one's capacity",
             )
         return config.model_copy(update={"pixel_decoder": wanted})
+    if start.semantic:
+        raise UserError(
+            "this network's semantic encoder is a CNN, which takes no weights of SigLIP2",
+            where="init_from.semantic",
+            next="leave init_from.semantic out: the semantic encoder then starts random",
+        )
     if start.pixel:
         first = _config(start.pixel, "init_from.pixel")
         for name in ("codes", "pixel_dim", "pixel_encoder", "pixel_decoder"):

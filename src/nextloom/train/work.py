@@ -12,7 +12,6 @@ from nextloom.errors import UserError
 from nextloom.store.release import open_release
 from nextloom.tokenize.tokenizer_config import digest as folder_digest
 from nextloom.train.folder import RECEIPT, RUN, read, replace, write
-from nextloom.train.pictures import originals
 from nextloom.train.recipe import DecoderRecipe, TrainRecipe
 from nextloom.train.tokenizer_inputs import weights_of
 from nextloom.train.tracker import read as read_metrics
@@ -51,11 +50,12 @@ def make_task(recipe: TrainRecipe) -> Task:
         from nextloom.train.decoder import DecoderTask
 
         return DecoderTask.open(recipe)
+    from nextloom.train.gallery import Gallery
     from nextloom.train.tokenizer import TokenizerTask
 
     release = open_release(recipe.dataset, recipe.release)
     weights = weights_of(recipe.sampling, release) if recipe.sampling else None
-    return TokenizerTask(recipe, [o.rgb for o in originals(release)], ids=release.ids, weights=weights)
+    return TokenizerTask(recipe, Gallery(release), ids=release.ids, weights=weights)
 
 
 def _finish(recipe: TrainRecipe, task: Task, model: nn.Module, identity: Mapping[str, Any], progress: Progress) -> None:
