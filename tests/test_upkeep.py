@@ -69,6 +69,7 @@ def test_ten_loosened_selections_then_compact_then_vacuum(tmp_path):
 
     with dataset.lease("test"):
         done = {t.table: (t.before, t.after) for t in compact(recipe, dataset)}
+    print({"files before and after": {t: pair for t, pair in done.items() if pair[0]}})
     assert done["mean"] == (files, 1)
     assert all(p.state == "fresh" for p in plans(recipe, dataset).values()), "compaction makes nothing stale"
     assert contents(recipe, dataset) == values
