@@ -229,7 +229,7 @@ def test_ctrl_c_ends_a_run_of_an_own_op_beside_the_recipe(folder):
     while not list(folder.rglob("*.started")) and time.monotonic() < deadline and run.poll() is None:
         time.sleep(0.1)
     run.send_signal(signal.SIGINT)
-    _, err = run.communicate(timeout=60)
+    _, err = run.communicate(timeout=200)
     assert list(folder.rglob("*.started")), f"no worker ran the op: {err}"
     assert run.returncode == 130 and "Traceback" not in err
     assert err.splitlines()[-1] == "interrupted; run the same command again to go on"
