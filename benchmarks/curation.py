@@ -27,18 +27,13 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from tools.kernels import STEPS, score
 from tools.usage import Usage, measure
 
-STEPS = {
-    "stats": {"op": "image_stats"},
-    "small": {"op": "image_stats", "sharpness_side": 64},
-    "phash": {"op": "perceptual_hash"},
-    "quality": {"op": "quality", "side": 128},
-    "coarse": {"op": "quality", "side": 64},
-}
 WORKERS = 2
 
 
@@ -74,31 +69,6 @@ def multiply(small: Path, large: Path, times: int) -> None:
     for file in small.iterdir():
         for copy in range(times):
             os.link(file, large / f"{copy:02d}-{file.name}")
-
-
-def score(path: str) -> dict[str, object]:
-    """The bare loop's work on one file."""
-    from nextloom import pixels
-    from nextloom.op import Row
-
-    raw = Path(path).read_bytes()
-    row = Row(0, path, raw=raw, pixels=pixels.decode(raw))
-    return {f"{name}.{k}": v for name, op in _ops().items() for k, v in op.measure(row).items()}
-
-
-_loaded: dict[str, object] = {}
-
-
-def _ops() -> dict:
-    if not _loaded:
-        from nextloom.op import Annotate
-        from nextloom.pipelines.registry import find_op
-
-        for name, fields in STEPS.items():
-            op = find_op(fields["op"], name, Annotate)(**{k: v for k, v in fields.items() if k != "op"})
-            op.setup()
-            _loaded[name] = op
-    return _loaded
 
 
 def bare(folder: str, out: str) -> None:
@@ -160,14 +130,16 @@ def main() -> None:
             figures["bare", count] = side("bare", folder, place / f"{count}.parquet")
             figures["run", count] = side("run", folder, place / f"root{count}")
             lost += unaccounted(folder, place / f"root{count}")
-        report(figures, args.small, args.large, lost)
+        told = report(figures, args.small, args.large, lost)
         if args.peers:
             from tools.peers import compare
 
-            compare(sets[args.small], place)
+            told["peers"] = compare(sets[args.small], place)
+        print(json.dumps(told))
 
 
-def report(figures: dict[tuple[str, int], Usage], small: int, large: int, lost: int) -> None:
+def report(figures: dict[tuple[str, int], Usage], small: int, large: int, lost: int) -> dict[str, Any]:
+    """Print the table; returns the figures of the last line."""
     slope, fixed = {}, {}
     print(f"{'':>6}{'pictures':>10}{'CPU s':>9}{'wall s':>9}{'peak MB':>9}")
     for name in ("bare", "run"):
@@ -178,17 +150,13 @@ def report(figures: dict[tuple[str, int], Usage], small: int, large: int, lost: 
         slope[name] = growth / (large - small)
         fixed[name] = figures[name, small].cpu_seconds - slope[name] * small
         print(f"{name:>6}  {slope[name] * 1000:.2f} CPU-ms per picture, {fixed[name]:.1f} CPU-s fixed")
-    print(
-        json.dumps(
-            {
-                "cpu_ratio": round(slope["run"] / slope["bare"], 3),
-                "fixed_cpu_s": round(fixed["run"], 1),
-                "unaccounted": lost,
-                "rss_growth": round(figures["run", large].peak_bytes / figures["run", small].peak_bytes, 3),
-                "images_per_cpu_second": round(1 / slope["run"], 1),
-            }
-        )
-    )
+    return {
+        "cpu_ratio": round(slope["run"] / slope["bare"], 3),
+        "fixed_cpu_s": round(fixed["run"], 1),
+        "unaccounted": lost,
+        "rss_growth": round(figures["run", large].peak_bytes / figures["run", small].peak_bytes, 3),
+        "images_per_cpu_second": round(1 / slope["run"], 1),
+    }
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ class Usage:
     cpu_seconds: float
     seconds: float
     peak_bytes: int
+    output: str
 
 
 class _Sampler(threading.Thread):
@@ -68,7 +69,7 @@ def measure(command: Sequence[str], env: Mapping[str, str] | None = None) -> Usa
     sampler.join()
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{output[-4000:]}")
-    return Usage(sum(sampler.ticks.values()) / TICKS, seconds, sampler.peak)
+    return Usage(sum(sampler.ticks.values()) / TICKS, seconds, sampler.peak, output)
 
 
 def _descendants(root: int) -> Iterator[tuple[tuple[int, int], int]]:
