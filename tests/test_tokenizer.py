@@ -15,7 +15,7 @@ from nextloom.errors import UserError
 from nextloom.tokenize.cnn import Decoder, Encoder
 from nextloom.tokenize.quantizer import Correction
 from nextloom.tokenize.schedule import FINAL_GRIDS, schedule
-from nextloom.tokenize.teacher import Teacher
+from nextloom.tokenize.teacher import make_teacher
 from nextloom.tokenize.tokenizer import Tokenizer
 from nextloom.tokenize.tokenizer_config import (
     CnnConfig,
@@ -231,12 +231,12 @@ def test_evaluation_counts_codes_and_decibels(task, tmp_path):
 
 
 def test_the_teacher_has_real_weights_and_stays_frozen():
-    teacher = Teacher().train()
+    teacher = make_teacher(SMALL).train()
     assert not any(m.training for m in teacher.modules())
     assert not any(p.requires_grad for p in teacher.parameters())
     x = noise(1, 48, 96)
     features = teacher(x, (6, 12))
-    assert features.shape == (1, Teacher.dim, 6, 12)
+    assert features.shape == (1, 112, 6, 12)
     # of a mirrored picture the trained network sees nearly the mirrored features; random weights give about 0.65
     rows = np.linspace(-1, 1, 48, dtype=np.float32)
     smooth = torch.from_numpy(np.broadcast_to(rows, (3, 48, 48)).copy())[None]

@@ -11,11 +11,11 @@ block by block, whose scores are looked at while they are in the cache and never
 with autocast off. No phi convolutions, no moving averages, no restarts: codebooks learn from the gradient of L_vq
 alone.
 
-Bit rule of `encode`: one picture at a time, on one CPU thread, from a contiguous copy. The last bits of a
-matrix product depend on its shape, its thread count and its alignment; with all three fixed, a picture's
-indices do not depend on its batch, its neighbours or its process. Another processor type or a GPU may differ
-where two codes tie to about 1e-6. The price is that nothing is amortised over a batch; parallelism is over
-workers.
+Bit rule of `encode`: float32 as written (no autocast, no TF32), one picture at a time, on one CPU thread, from a
+contiguous copy. The last bits of a matrix product depend on its shape, its thread count and its alignment; with all
+three fixed, a picture's indices do not depend on its batch, its neighbours or its process. Another processor type or
+a GPU may differ where two codes tie to about 1e-6. The price is that nothing is amortised over a batch; parallelism
+is over workers.
 
 Source: NextFlow (arXiv 2601.02204), TokenFlow's shared-mapping quantiser; self-correction after Infinity.
 
@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -142,7 +143,7 @@ class Quantizer(nn.Module):
         assert correction is None or (keys is not None and len(keys) == len(z)), "correction needs a key per picture"
         if not z.isfinite().all():
             raise ValueError("the encoder's features are not finite")
-        with torch.autocast(z.device.type, enabled=False), one_thread():
+        with bit_rule(z.device):
             table = self.codebook()
             ranked = self._ranked(table)
             pairs = []
@@ -160,7 +161,7 @@ class Quantizer(nn.Module):
             grids: the whole schedule.
             inputs: (N,) int64 codes that each scale goes on from.
         """
-        with torch.autocast(z.device.type, enabled=False), one_thread():
+        with bit_rule(z.device):
             table, rest, found = self.codebook(), z.detach().float().contiguous(), []
             ranked = self._ranked(table)
             for grid, chosen in zip(grids, inputs.split([h * w for h, w in grids]), strict=True):
@@ -286,6 +287,26 @@ def drop_scales(grids: Sequence[Grid], ratio: float, names: Sequence[str | int])
     order = np.argsort(hash64(np.arange(1, len(grids)), *names), kind="stable") + 1
     dropped = set(order[: int(ratio * (len(grids) - 1))].tolist())
     return [grid for k, grid in enumerate(grids) if k not in dropped]
+
+
+@contextmanager
+def bit_rule(device: torch.device) -> Generator[None, None, None]:
+    """Arithmetic of stored codes: float32 as written, on one CPU thread.
+
+    Autocast is off, and so is TF32, which cuDNN's convolutions use unless told otherwise: its 10 bits would move codes
+    that lie 1e-3 apart.
+    """
+    cudnn: Any = torch.backends.cudnn
+    flags = (cudnn.conv, torch.backends.cuda.matmul)
+    before = [flag.fp32_precision for flag in flags]
+    try:
+        for flag in flags:
+            flag.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False), one_thread():
+            yield
+    finally:
+        for flag, value in zip(flags, before, strict=True):
+            flag.fp32_precision = value
 
 
 @contextmanager

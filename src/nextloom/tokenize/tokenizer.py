@@ -1,10 +1,10 @@
 """The dual-codebook tokenizer: pictures to one index per cell and scale, and back.
 
-Two encoders read the same picture at the same grid. The pixel branch is a VQGAN; the semantic branch is
-trained to keep a frozen teacher's features. The quantiser picks one index for both parts, the pixel decoder
-draws from the pixel part alone, and the semantic decoder restores the teacher's features from the semantic
-part. Everything is fully convolutional: a picture has `patch` times the last grid of its schedule, whatever
-its shape.
+Two encoders read the same picture at the same grid. The pixel branch is a VQGAN; the semantic branch (a SigLIP2
+tower, at toy size a CNN) is trained to keep a frozen teacher's features. The quantiser picks one index for both
+parts, the pixel decoder draws from the pixel part alone, and the semantic decoder restores the teacher's features
+from the semantic part. Nothing assumes a shape: a picture has `patch` times the last grid of its schedule, and a
+batch holds pictures of one grid.
 
 Shapes: x (B, 3, patch * H, patch * W) in [-1, 1]; z (B, D, H, W); codes (B, N), N = sum over scales of h_k * w_k.
 """
@@ -20,9 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nextloom.op import canonical
-from nextloom.tokenize.cnn import Decoder, Encoder, ResBlock
+from nextloom.tokenize.cnn import Decoder, Encoder
 from nextloom.tokenize.documents import Grid
-from nextloom.tokenize.quantizer import Correction, Quantizer, one_thread
+from nextloom.tokenize.quantizer import Correction, Quantizer, bit_rule
+from nextloom.tokenize.semantic import semantic_decoder, two_layers
+from nextloom.tokenize.siglip import SiglipTower
+from nextloom.tokenize.siglip_config import SiglipConfig
 from nextloom.tokenize.tokenizer_config import CONFIG_FILE, WEIGHTS_FILE, TokenizerConfig, read_config
 
 
@@ -48,16 +51,13 @@ class Tokenizer(nn.Module):
         width = config.pixel_decoder.z_channels
         self.pixel_encoder = Encoder(config.pixel_encoder)
         self.to_pixel = nn.Conv2d(config.pixel_encoder.z_channels, config.pixel_dim, 1)
-        self.semantic_encoder = Encoder(config.semantic_encoder) if config.semantic_dim else None
-        self.to_semantic = (
-            _two_layers(config.semantic_encoder.z_channels, config.semantic_dim) if config.semantic_dim else None
-        )
+        self.semantic_encoder, self.to_semantic = _semantic_encoder(config) if config.semantic_dim else (None, None)
         self.quantizer = Quantizer(
             config.codes, config.semantic_dim, config.pixel_dim, config.pixel_weight, config.beta
         )
         self.from_pixel = nn.Conv2d(config.pixel_dim, width, 1)
         self.pixel_decoder = Decoder(config.pixel_decoder)
-        self.semantic_decoder = _semantic_decoder(config) if config.semantic_dim else None
+        self.semantic_decoder = semantic_decoder(config) if config.semantic_dim else None
 
     def encode(self, x: Tensor) -> Tensor:
         """Features z (B, D, H, W), semantic part first, not normalised, float32."""
@@ -82,7 +82,7 @@ class Tokenizer(nn.Module):
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:
         """`encode` by the bit rule of `quantizer`: one picture at a time on one thread in float32."""
-        with torch.autocast(x.device.type, enabled=False), one_thread():
+        with bit_rule(x.device):
             alone = (picture[None].float().clone(memory_format=torch.contiguous_format) for picture in x)
             return torch.cat([self.encode(picture) for picture in alone])
 
@@ -131,20 +131,17 @@ class Tokenizer(nn.Module):
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
         """The tokenizer in a folder, in evaluation mode and frozen."""
-        model = cls(read_config(folder))
+        config = read_config(folder)
+        with torch.device("meta"):
+            model = cls(config)
+        model.to_empty(device="cpu")  # no time for random weights, and every tensor aligned as the bit rule wants it
         model.load_state_dict(load_file(Path(folder) / WEIGHTS_FILE))
         return model.requires_grad_(False).eval()
 
 
-def _semantic_decoder(config: TokenizerConfig) -> nn.Sequential:
-    width = config.semantic_width
-    return nn.Sequential(
-        nn.Conv2d(config.semantic_dim, width, 1),
-        ResBlock(width, width, config.semantic_encoder.groups),
-        _two_layers(width, config.teacher_dim),
-    )
-
-
-def _two_layers(width_in: int, width_out: int) -> nn.Sequential:
-    """Linear, tanh, linear on every cell."""
-    return nn.Sequential(nn.Conv2d(width_in, width_in, 1), nn.Tanh(), nn.Conv2d(width_in, width_out, 1))
+def _semantic_encoder(config: TokenizerConfig) -> tuple[nn.Module, nn.Module]:
+    """The semantic encoder, and what brings its features to code dimensions."""
+    wanted = config.semantic_encoder
+    if isinstance(wanted, SiglipConfig):
+        return SiglipTower(wanted), two_layers(wanted.width, config.semantic_dim)
+    return Encoder(wanted), two_layers(wanted.z_channels, config.semantic_dim)

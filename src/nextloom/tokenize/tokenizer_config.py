@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from nextloom.config import Model
 from nextloom.errors import UserError
 from nextloom.io import digest_path
+from nextloom.tokenize.siglip_config import SiglipConfig
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -60,6 +61,41 @@ class CnnConfig(Model):
         return self
 
 
+class VitConfig(Model):
+    """A transformer over code cells; the defaults are TokenFlow's semantic decoder."""
+
+    width: int = Field(1152, ge=1)
+    """Width of the hidden states."""
+    depth: int = Field(3, ge=1)
+    """Blocks."""
+    heads: int = Field(12, ge=1)
+    """Attention heads."""
+    mlp_ratio: int = Field(4, ge=1)
+    """Width inside the MLPs, in widths."""
+    side: int = Field(16, ge=1)
+    """Side of the square of learned positions, which is resized to the picture's grid."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> VitConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is no multiple of heads={self.heads}")
+        return self
+
+
+def _kind(value: Any) -> str:
+    """Which network a semantic encoder's fields describe: a CNN unless they say `kind: siglip2`."""
+    if isinstance(value, dict):
+        return "siglip2" if value.get("kind") == "siglip2" else "cnn"
+    return "siglip2" if isinstance(value, SiglipConfig) else "cnn"
+
+
+SemanticEncoder = Annotated[
+    Annotated[CnnConfig, Tag("cnn")] | Annotated[SiglipConfig, Tag("siglip2")], Discriminator(_kind)
+]
+TEACHER_DIM = {"efficientnet_lite0": 112}
+"""Channels of a teacher's features, where they are fixed."""
+
+
 class TokenizerConfig(Model):
     """Everything that shapes a dual-codebook tokenizer. Two codebooks share one index: a semantic and a pixel part."""
 
@@ -77,11 +113,14 @@ class TokenizerConfig(Model):
     """Pictures to pixel features."""
     pixel_decoder: CnnConfig = CnnConfig()
     """Pixel codes to pictures; same patch as the encoder, often wider."""
-    semantic_encoder: CnnConfig = CnnConfig()
-    """Pictures to semantic features; same patch as the pixel encoder."""
+    semantic_encoder: SemanticEncoder = CnnConfig()
+    """Pictures to semantic features; same patch as the pixel encoder. A CNN, or with `kind: siglip2` a SigLIP2
+    tower."""
+    semantic_decoder: VitConfig | None = None
+    """The transformer that turns semantic codes into the teacher's features; None is a small CNN."""
     semantic_width: int = 256
-    """Width of the network that turns semantic codes into the teacher's features."""
-    teacher: Literal["efficientnet_lite0"] = "efficientnet_lite0"
+    """Width of that CNN."""
+    teacher: Literal["efficientnet_lite0", "siglip2"] = "efficientnet_lite0"
     """The frozen network whose features the semantic codes must keep. Only training needs it."""
     teacher_dim: int = 112
     """Channels of the teacher's features."""
@@ -95,6 +134,9 @@ class TokenizerConfig(Model):
             patches.add(self.semantic_encoder.patch)
         if len(patches) > 1:
             raise ValueError(f"encoders and decoder disagree on pixels per code: {sorted(patches)}")
+        dim = TEACHER_DIM.get(self.teacher, self.teacher_dim)
+        if self.semantic_dim and self.teacher_dim != dim:
+            raise ValueError(f"teacher_dim is {self.teacher_dim}; {self.teacher} has {dim} channels")
         return self
 
     @property
@@ -125,7 +167,7 @@ def toy() -> TokenizerConfig:
 
 
 def toy_vqgan() -> TokenizerConfig:
-    """The pixel branch of `toy` alone."""
+    """The pixel branch of `toy` alone: its stage 1, and its single-branch baseline."""
     return toy().model_copy(update={"semantic_dim": 0})
 
 
@@ -134,8 +176,20 @@ def vqgan() -> TokenizerConfig:
     return TokenizerConfig(semantic_dim=0)
 
 
-PROFILES = {"toy": toy, "toy_vqgan": toy_vqgan, "vqgan": vqgan}
-"""Named configurations; a full one waits for its SigLIP2 semantic branch."""
+def full() -> TokenizerConfig:
+    """The published tokenizer: 32,768 codes of 32 + 8 dimensions, SigLIP2-so400m as semantic encoder and teacher."""
+    return TokenizerConfig(
+        semantic_encoder=SiglipConfig(), semantic_decoder=VitConfig(), teacher="siglip2", teacher_dim=1152
+    )
+
+
+def full_double() -> TokenizerConfig:
+    """`full` after stage 3: a pixel decoder of twice the channels and twice the blocks."""
+    return full().model_copy(update={"pixel_decoder": CnnConfig(channels=256, blocks=4)})
+
+
+PROFILES = {"toy": toy, "toy_vqgan": toy_vqgan, "vqgan": vqgan, "full": full, "full_double": full_double}
+"""Named configurations; `vqgan` is stage 1 of `full`, as `toy_vqgan` is of `toy`."""
 
 
 def read_config(folder: str | Path) -> TokenizerConfig:

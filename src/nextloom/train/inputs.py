@@ -38,7 +38,7 @@ def inputs(recipe: TrainRecipe) -> dict[str, Any]:
             "tokenizer": tokenizer_digest(recipe.tokenizer),
         }
     found = tokenizer_inputs(recipe, open_release(recipe.dataset, recipe.release))
-    if recipe.needs_teacher and recipe.init_from.semantic is None:
+    if recipe.needs_teacher and recipe.tokenizer.teacher == "efficientnet_lite0":
         found["teacher"] = teacher_identity()
     return found
 

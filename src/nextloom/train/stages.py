@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from nextloom.tokenize import teacher as teachers
+from nextloom.tokenize.siglip import SiglipTower
 from nextloom.tokenize.teacher import Teacher
 from nextloom.tokenize.tokenizer import Tokenizer
 from nextloom.tokenize.tokenizer_config import WEIGHTS_FILE, TokenizerConfig
@@ -42,6 +44,8 @@ def make_model(recipe: TokenizerRecipe, config: TokenizerConfig) -> nn.Module:
     start = recipe.init_from
     if start.pixel:
         _take(tokenizer, start.pixel, lambda name: name.startswith(PIXEL_PARTS))
+    if start.semantic and isinstance(tokenizer.semantic_encoder, SiglipTower):
+        tokenizer.semantic_encoder.load_state_dict(SiglipTower.published(start.semantic).state_dict())
     if start.tokenizer:
         _take(tokenizer, start.tokenizer, lambda name: not name.startswith(NEW_PARTS))
     for name, parameter in tokenizer.named_parameters():
@@ -51,7 +55,9 @@ def make_model(recipe: TokenizerRecipe, config: TokenizerConfig) -> nn.Module:
 
 def make_teacher(recipe: TokenizerRecipe, config: TokenizerConfig, device: torch.device) -> Teacher | None:
     """The frozen teacher of a recipe, None in the stages without a semantic loss."""
-    return Teacher().to(device).to(memory_format=torch.channels_last) if recipe.needs_teacher else None
+    if not recipe.needs_teacher:
+        return None
+    return teachers.make_teacher(config, recipe.init_from.semantic).to(device).to(memory_format=torch.channels_last)
 
 
 def _take(tokenizer: Tokenizer, folder: str, wanted: Callable[[str], bool]) -> None:

@@ -19,6 +19,7 @@ from nextloom.errors import UserError
 from nextloom.io import digest_path
 from nextloom.op import digest
 from nextloom.store.release import Release
+from nextloom.tokenize.siglip_config import SiglipConfig, read_siglip, siglip_digest
 from nextloom.tokenize.tokenizer_config import CnnConfig, TokenizerConfig, read_config
 from nextloom.tokenize.tokenizer_config import digest as tokenizer_digest
 from nextloom.train.tokenizer_recipe import Sampling, TokenizerRecipe
@@ -28,7 +29,6 @@ LPIPS_COMMANDS = (
     "lpips/weights/v0.1/vgg.pth out of it; put both files there"
 )
 """What brings the weights of LPIPS."""
-SIGLIP = "google/siglip2-so400m-patch16-naflex"
 
 
 def tokenizer_inputs(recipe: TokenizerRecipe, release: Release) -> dict[str, Any]:
@@ -79,12 +79,6 @@ def network(recipe: TokenizerRecipe) -> TokenizerConfig:
                 next="leave decoder out for twice the old one's capacity",
             )
         return config.model_copy(update={"pixel_decoder": wanted})
-    if start.semantic:
-        raise UserError(
-            "this network's semantic encoder is a CNN, which takes no weights of SigLIP2",
-            where="init_from.semantic",
-            next="leave init_from.semantic out: the semantic encoder then starts random",
-        )
     if start.pixel:
         first = _config(start.pixel, "init_from.pixel")
         for name in ("codes", "pixel_dim", "pixel_encoder", "pixel_decoder"):
@@ -95,6 +89,7 @@ def network(recipe: TokenizerRecipe) -> TokenizerConfig:
                     where="init_from.pixel",
                     next=f"set tokenizer.{name} to that, or train stage 1 with this one",
                 )
+    _check_semantic(recipe)
     return recipe.tokenizer
 
 
@@ -103,20 +98,37 @@ def doubled(config: CnnConfig) -> CnnConfig:
     return config.model_copy(update={"channels": 2 * config.channels, "blocks": 2 * config.blocks})
 
 
-def siglip_digest(folder: str) -> str:
-    """Digest of a published SigLIP2's `config.json` and weights; other files in its folder do not count.
-
-    Raises:
-        UserError: it is not there.
-    """
-    files = [Path(folder) / "config.json", *sorted(Path(folder).glob("*.safetensors"))]
-    if len(files) < 2 or not files[0].is_file():
+def _check_semantic(recipe: TokenizerRecipe) -> None:
+    """Refuse a SigLIP2 folder that is missing, that does not fit the network, or that nothing would read."""
+    config, folder = recipe.tokenizer, recipe.init_from.semantic
+    encoder = config.semantic_encoder
+    if folder is None:
+        if recipe.needs_teacher and config.teacher == "siglip2":
+            raise UserError(
+                "the teacher siglip2 needs the folder of a published SigLIP2",
+                where="init_from.semantic",
+                next="name it, or set tokenizer.teacher to efficientnet_lite0",
+            )
+        return
+    found = read_siglip(folder, "init_from.semantic")
+    if config.teacher != "siglip2" and not isinstance(encoder, SiglipConfig):
         raise UserError(
-            f"no SigLIP2 (config.json, *.safetensors) in {folder}",
+            "neither the semantic encoder nor the teacher is a SigLIP2, so nothing would read it",
             where="init_from.semantic",
-            next=f"hf download {SIGLIP} --local-dir {folder}",
+            next="leave it out, or set tokenizer to full",
         )
-    return digest([[file.name, digest_path(str(file))] for file in files])
+    if isinstance(encoder, SiglipConfig) and found != encoder:
+        raise UserError(
+            f"tokenizer.semantic_encoder is {_short(encoder)}, the tower in {folder} is {_short(found)}",
+            where="init_from.semantic",
+            next="set tokenizer.semantic_encoder to that",
+        )
+    if config.teacher == "siglip2" and found.width != config.teacher_dim:
+        raise UserError(
+            f"the teacher in {folder} has {found.width} channels, tokenizer.teacher_dim is {config.teacher_dim}",
+            where="init_from.semantic",
+            next=f"set tokenizer.teacher_dim to {found.width}",
+        )
 
 
 def lpips_files(folder: str | Path) -> tuple[Path, Path]:
@@ -185,4 +197,4 @@ def _config(folder: str, where: str) -> TokenizerConfig:
 
 
 def _short(value: Any) -> str:
-    return str(value.model_dump(exclude_defaults=True) if isinstance(value, CnnConfig) else value)
+    return str(value.model_dump(exclude_defaults=True) if isinstance(value, CnnConfig | SiglipConfig) else value)
