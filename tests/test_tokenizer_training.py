@@ -15,7 +15,9 @@ from nextloom.errors import UserError
 from nextloom.store.release import open_release
 from nextloom.tokenize.quantizer import Quantizer
 from nextloom.tokenize.schedule import FINAL_GRIDS, schedule
+from nextloom.tokenize.siglip_config import SiglipConfig
 from nextloom.tokenize.tokenizer import Tokenizer
+from nextloom.tokenize.tokenizer_config import VitConfig
 from nextloom.train import checkpoint
 from nextloom.train import recipe as recipes
 from nextloom.train.ema import Average
@@ -36,6 +38,7 @@ from toy_stages import (
     tokenizer_recipe,
     weights,
     write_lpips,
+    write_siglip,
 )
 
 
@@ -105,6 +108,44 @@ def test_stage_joint_starts_from_stage_one_and_trains_everything(root, staged):
         assert mine and any(not torch.equal(start[n], end[n]) for n in mine), part
 
 
+def test_stage_joint_starts_from_stage_one_and_from_a_siglip(root, staged, tmp_path):
+    published = write_siglip(tmp_path)
+    fields = {"kind": "siglip2", "width": 16, "layers": 3, "heads": 2, "mlp": 24, "patch": 8, "positions": 16}
+    update = {"semantic_encoder": SiglipConfig(**fields), "teacher": "siglip2", "teacher_dim": 16}
+    update |= {"semantic_decoder": VitConfig(width=16, depth=1, heads=2, side=4)}
+    start = {"pixel": staged["pixel"].output, "semantic": str(tmp_path)}
+    wanted = tokenizer_recipe(root, "siglip", network_=TOKENIZER.model_copy(update=update), init_from=start)
+    task = task_of(wanted)
+    model = task.build()
+    x, grids = as_input(noise(32, 32)), schedule(FINAL_GRIDS[20], 4)
+    patches = x.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 4, 5, 1).reshape(1, 16, 8 * 8 * 3)
+    with torch.no_grad():
+        theirs = published(
+            pixel_values=patches,
+            pixel_attention_mask=torch.ones(1, 16, dtype=torch.int32),
+            spatial_shapes=torch.tensor([[4, 4]]),
+            output_hidden_states=True,
+        ).hidden_states[-2]
+        expected = theirs[0].T.reshape(1, 16, 4, 4)
+        torch.testing.assert_close(task.teacher(x, (4, 4)), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(model.semantic_encoder(x), expected, atol=1e-5, rtol=1e-4)
+        assert model.decode(model.quantizer(model.encode(x), grids).features)[1].shape == (1, 16, 4, 4)
+    before = {name: value.clone() for name, value in task.teacher.state_dict().items()}
+    first = {name: value.clone() for name, value in model.state_dict().items()}
+    total, count, metrics = task.loss(model, task.batch(0), 0)
+    (total / count).backward()
+    assert metrics["semantic"] > 0
+    for name, parameter in model.semantic_encoder.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    assert all(torch.equal(value, before[name]) for name, value in task.teacher.state_dict().items())
+    launch(wanted)
+    end = weights(wanted)
+    assert end.keys() == first.keys(), "the finished tokenizer holds its own tower, and no teacher"
+    moved = [n for n in first if n.startswith("semantic_encoder.") and not torch.equal(first[n], end[n])]
+    assert len(moved) > 20
+    Tokenizer.load(wanted.output).tokenize(x, grids)
+
+
 def test_stage_decoder_leaves_every_other_weight_as_it_was_to_the_bit(staged):
     before, after = weights(staged["joint"]), weights(staged["decoder"])
     kept = [name for name in before if not name.startswith("pixel_decoder.")]
@@ -167,8 +208,11 @@ def test_first_weights_and_losses_that_are_absent_are_refused_before_a_step(root
 
     assert "hf download google/siglip2-so400m-patch16-naflex" in told(init_from={"semantic": "models/siglip2"})
     assert "there is neither" in told(lpips="models/lpips") and "lpips==0.1.4" in told(lpips="models/lpips")
-    (tmp_path / "config.json").write_text("{}"), (tmp_path / "model.safetensors").write_bytes(b"")
-    assert "is a CNN, which takes no weights of SigLIP2" in told(init_from={"semantic": str(tmp_path)})
+    write_siglip(tmp_path)
+    assert "neither the semantic encoder nor the teacher is a SigLIP2" in told(init_from={"semantic": str(tmp_path)})
+    full = {"network_": None, "tokenizer": "full"}
+    assert "the teacher siglip2 needs the folder" in told(**full)
+    assert "tokenizer.semantic_encoder is" in told(**full, init_from={"semantic": str(tmp_path)})
     other = TOKENIZER.model_copy(update={"codes": 16})
     assert "tokenizer.codes is 16" in told(network_=other, init_from={"pixel": staged["pixel"].output})
     assert "has no column 'faces'" in told(sampling={"column": "faces.count"})
@@ -181,7 +225,7 @@ def test_first_weights_and_losses_that_are_absent_are_refused_before_a_step(root
     ("name", "sets", "message"),
     [
         ("pixel", [], r"lpips: LPIPS needs(.|\n)*curl -LO https://download.pytorch.org/models/vgg16-397923af.pth"),
-        ("joint", ["tokenizer=toy"], r"init_from.semantic: no SigLIP2(.|\n)*hf download google/siglip2-so400m-patch16"),
+        ("joint", [], r"init_from.semantic: no SigLIP2(.|\n)*hf download google/siglip2-so400m-patch16"),
         ("decoder", [], r"init_from.tokenizer: no tokenizer(.|\n)*nextloom train recipes/tokenizer_joint.yaml"),
     ],
 )

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torchvision.models import vgg16
+from transformers import Siglip2VisionConfig, Siglip2VisionModel
 
 from nextloom import pixels
 from nextloom.train import recipe as recipes
@@ -79,3 +80,12 @@ def published_lpips(folder: Path) -> torch.nn.Module:
     trunk = torch.load(folder / "vgg16-397923af.pth", weights_only=True)
     theirs.net.load_state_dict({n: trunk[f"features.{n.partition('.')[2]}"] for n in theirs.net.state_dict()})
     return theirs
+
+
+def write_siglip(folder: Path) -> torch.nn.Module:
+    """A tiny SigLIP2 vision tower with random weights in the published layout; the network that was written."""
+    torch.manual_seed(5)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
+    network = Siglip2VisionModel(Siglip2VisionConfig(**sizes, patch_size=8, num_patches=16)).eval()
+    network.save_pretrained(folder)
+    return network
