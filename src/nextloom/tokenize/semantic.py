@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nextloom.tokenize.cnn import ResBlock
-from nextloom.tokenize.tokenizer_config import CnnConfig, TokenizerConfig, VitConfig
+from nextloom.tokenize.tokenizer_config import TokenizerConfig, VitConfig
 
 
 class Vit(nn.Module):
@@ -64,11 +64,10 @@ def semantic_decoder(config: TokenizerConfig) -> nn.Sequential:
             Vit(config.semantic_dim, config.semantic_decoder),
             two_layers(config.semantic_decoder.width, config.teacher_dim),
         )
-    width, encoder = config.semantic_width, config.semantic_encoder
-    groups = encoder.groups if isinstance(encoder, CnnConfig) else CnnConfig().groups
+    width = config.semantic_width
     return nn.Sequential(
         nn.Conv2d(config.semantic_dim, width, 1),
-        ResBlock(width, width, groups),
+        ResBlock(width, width, config.semantic_groups),
         two_layers(width, config.teacher_dim),
     )
 

@@ -134,6 +134,8 @@ class TokenizerConfig(Model):
             patches.add(self.semantic_encoder.patch)
         if len(patches) > 1:
             raise ValueError(f"encoders and decoder disagree on pixels per code: {sorted(patches)}")
+        if self.semantic_dim and self.semantic_decoder is None and self.semantic_width % self.semantic_groups:
+            raise ValueError(f"semantic_width {self.semantic_width} is no multiple of groups={self.semantic_groups}")
         dim = TEACHER_DIM.get(self.teacher, self.teacher_dim)
         if self.semantic_dim and self.teacher_dim != dim:
             raise ValueError(f"teacher_dim is {self.teacher_dim}; {self.teacher} has {dim} channels")
@@ -143,6 +145,12 @@ class TokenizerConfig(Model):
     def patch(self) -> int:
         """Pixels per code along a side."""
         return self.pixel_encoder.patch
+
+    @property
+    def semantic_groups(self) -> int:
+        """Groups of the GroupNorms in a CNN semantic decoder: as in the semantic encoder, or else the pixel decoder."""
+        encoder = self.semantic_encoder
+        return encoder.groups if isinstance(encoder, CnnConfig) else self.pixel_decoder.groups
 
     @property
     def dim(self) -> int:
