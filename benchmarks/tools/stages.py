@@ -7,6 +7,7 @@ Every variant has the same number of steps, the shipped toy recipe's settings an
 
     scratch     stage joint from random weights; scales dropped in the first 10 % of the steps
     staged      pixel, then joint from it (39 % of the steps each), then a decoder of double capacity (22 %)
+    two         pixel, then joint from it, half of the steps each
     single      stage pixel alone
     throughout  as scratch, scales dropped in every step
     never       as scratch, no scale dropped
@@ -78,6 +79,10 @@ class Bench:
             last = {"stage": "decoder", "drop": 0.0, "init_from": {"tokenizer": str(self.work / "second")}}
             task, three = self.fit(name, steps - 2 * first, seed, **last)
             return task, one + two + three
+        if name == "two":
+            _, one = self.fit("first", steps // 2, seed, stage="pixel", tokenizer="toy_vqgan")
+            task, two = self.fit(name, steps - steps // 2, seed, init_from={"pixel": str(self.work / "first")})
+            return task, one + two
         fields = {
             "scratch": {},
             "single": {"stage": "pixel", "tokenizer": "toy_vqgan"},
@@ -140,7 +145,7 @@ def main() -> None:
     parser.add_argument("--root", default="data")
     parser.add_argument("--steps", type=int, default=360)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    variants = ["scratch", "staged", "single", "throughout", "never"]
+    variants = ["scratch", "staged", "two", "single", "throughout", "never"]
     parser.add_argument("--only", nargs="+", default=variants, choices=variants)
     args = parser.parse_args()
     torch.set_num_threads(1)
