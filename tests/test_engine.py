@@ -311,3 +311,34 @@ def test_weights_that_change_under_a_run_store_nothing(tmp_path):
     with pytest.raises(UserError, match="these weights changed after the run had begun"):
         run(recipe, dataset)
     assert plans(recipe, dataset)["w"].todo == 2
+
+
+def test_a_gpu_is_fed_by_threads_with_the_same_values(tmp_path):
+    """The reading of a GPU pass, on this machine's CPU: a worker built for such a task, against one that is not."""
+    import pyarrow as pa
+
+    from nextloom.pipelines import worker
+    from nextloom.pipelines.plan import Planner
+    from nextloom.store.files import File, read_files
+
+    write_pictures(tmp_path / "pics", 25)
+    (tmp_path / "pics" / "p099.png").write_bytes(b"no picture")
+    found = {}
+    for gpus in (0, 1):
+        steps = {"stats": {"op": "image_stats", "execution": {"num_gpus": gpus, "num_cpus": 2}}}
+        recipe, dataset = build(tmp_path, steps, dataset=f"toy{gpus}")
+        dataset = type(dataset)(str(tmp_path / "datasets" / f"toy{gpus}"))
+        with dataset.lease("test"):
+            planner = Planner(recipe, dataset)
+            planner.sync()
+            (step,) = planner.graph
+            planner.judge(step)
+            uri = planner.table("stats").uri
+            rows = worker.Source(dataset.rows.uri, tuple(dataset.rows.files()))
+            made = worker.Worker([worker.Task("stats", step.op, uri)], rows)
+            assert bool(made._readers) == bool(gpus)
+            (record,) = made(pa.table({"id": range(26), "stats": [True] * 26})).to_pylist()
+        assert record["busy"] > 0 and record["waited"] > 0 and record["errors"] == 1
+        file = File(**{name: record[name] for name in File.__dataclass_fields__})
+        found[gpus] = read_files(uri, [file]).to_pylist()
+    assert found[0] == found[1]

@@ -10,7 +10,7 @@ from typing import Any
 
 from nextloom.errors import UserError
 from nextloom.pipelines.recipe import RunOptions
-from nextloom.pipelines.worker import RECORD, Task
+from nextloom.pipelines.worker import Task
 from nextloom.store.files import File
 from nextloom.store.table import Table
 
@@ -27,6 +27,10 @@ class StepResult:
     """Rows settled in this run."""
     errors: int = 0
     cpu_seconds: float = 0.0
+    waited: float = 0.0
+    """Wall seconds in which workers waited for inputs of this step: reading and decoding."""
+    busy: float = 0.0
+    """Wall seconds in which they ran its op."""
     counts: dict[str, int] = field(default_factory=dict)
     """Of the whole column on the rows it is wanted on: rows, values, errors, and of a Select kept, rejected, failed."""
 
@@ -45,12 +49,14 @@ class Ledger:
     def take(self, record: dict[str, Any]) -> None:
         """Book one written file."""
         step, done, seconds = record["step"], record["done"], record["seconds"]
-        names = [f for f in RECORD.names if f not in ("step", "done", "seconds")]
+        names = File.__dataclass_fields__
         self._waiting[step].append(File(**{name: record[name] for name in names}))
         result = self._results[step]
         result.done += done
         result.errors += record["errors"]
         result.cpu_seconds += seconds
+        result.waited += record["waited"]
+        result.busy += record["busy"]
         options = self._options
         many = sum(map(len, self._waiting.values())) >= options.commit_files
         if many or time.monotonic() - self._last >= options.commit_seconds:

@@ -155,7 +155,7 @@ class Crew:
         task = next(t for t in self._tasks if chunk[t.step][0].as_py())
         log.warning("%s: row %d %s", task.step, chunk["id"][0].as_py(), message)
         file = write_file(task.table_uri, dead_rows(task, chunk["id"].to_pylist(), message))
-        return {"step": task.step, **file.as_dict(), "done": 1, "seconds": 0.0}
+        return {"step": task.step, **file.as_dict(), "done": 1, "seconds": 0.0, "waited": 0.0, "busy": 0.0}
 
 
 def run_chunk(key: str, shared: tuple[list[Task], Source], chunk: pa.Table) -> pa.Table:

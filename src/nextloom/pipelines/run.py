@@ -159,6 +159,8 @@ class Run:
             counts = self._count(step)
             judge_errors(step.name, counts["errors"], counts["rows"], step.op.execution.max_error_rate)
             extra = {"cpu_seconds_per_row": result.cpu_seconds / result.done} if result.done else {}
+            if result.waited + result.busy:
+                extra["waiting"] = result.waited / (result.waited + result.busy)
             self._receipt(step, rows.digest, self.planner.results[step.name], counts, receipt, **extra)
         else:
             counts = receipt["counts"]
@@ -272,7 +274,7 @@ class Run:
     def _receipt(
         self, step: Step, inputs: str | None, result: str | None, counts: dict, old: dict | None, **extra: Any
     ) -> None:
-        kept = {"cpu_seconds_per_row": old["cpu_seconds_per_row"]} if old and "cpu_seconds_per_row" in old else {}
+        kept = {name: old[name] for name in ("cpu_seconds_per_row", "waiting") if old and name in old}
         self.dataset.write_receipt(
             step.name,
             {

@@ -25,7 +25,7 @@ def dataset_status(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
     fingerprints = wanted_fingerprints(recipe, dataset)
     for step in Graph(recipe):
         receipt = dataset.receipt(step.name) or {}
-        keep = ("fingerprint", "finished", "cpu_seconds_per_row")
+        keep = ("fingerprint", "finished", "cpu_seconds_per_row", "waiting")
         known = receipt and step.name in fingerprints
         steps.append(
             {

@@ -7,9 +7,11 @@ cannot be fetched, decoded or measured becomes a row with an `error`; nothing a 
 from __future__ import annotations
 
 import math
+import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +33,9 @@ from nextloom.op import (
     error_value,
 )
 from nextloom.store.files import File, take_ids, write_file
+
+AHEAD = 2
+"""Batches that are read and decoded while a GPU works on one."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,10 @@ class Worker:
         for task in tasks:
             task.setup()
         self._batch = max((t.op.batch for t in tasks if isinstance(t.op, Annotate)), default=1)
-        self._content = Content()
+        self._local = threading.local()
+        on_gpu = any(t.op.execution.num_gpus for t in tasks)
+        self._readers = max(1, int(max(t.op.execution.num_cpus for t in tasks))) if on_gpu else 0
+        """Threads that read and decode ahead of a GPU; 0: the worker's own thread does it between batches."""
         order = ("nothing", "bytes", "pixels")
         self._needs: dict[tuple[str, str] | None, str] = {}
         for task in tasks:
@@ -131,29 +139,46 @@ class Worker:
         wanted = {t.step: set(ids[chunk[t.step].to_numpy()].tolist()) for t in self._tasks}
         values: dict[str, list[dict[str, Any]]] = defaultdict(list)
         seconds: dict[str, float] = defaultdict(float)
-        shared = time.process_time()
+        waited: dict[str, float] = defaultdict(float)
+        busy: dict[str, float] = defaultdict(float)
+        shared, clock, sharing = time.process_time(), time.perf_counter(), max(1, sum(map(bool, wanted.values())))
         for rows in self._load(ids):
-            load = (time.process_time() - shared) / max(1, sum(bool(ids_) for ids_ in wanted.values()))
+            load, wait = (time.process_time() - shared) / sharing, (time.perf_counter() - clock) / sharing
             for task in self._tasks:
                 mine = [row for row in rows if row.id in wanted[task.step]]
-                start = time.process_time()
+                start, began = time.process_time(), time.perf_counter()
                 values[task.step] += self._run(task, mine)
                 seconds[task.step] += time.process_time() - start + (load if mine else 0)
-            shared = time.process_time()
+                waited[task.step] += wait if mine else 0
+                busy[task.step] += time.perf_counter() - began
+            shared, clock = time.process_time(), time.perf_counter()
         records = []
         for task in self._tasks:
             if values[task.step]:
                 file = write_file(task.table_uri, _to_table(task, values[task.step]))
                 done = len(wanted[task.step])
-                records.append({"step": task.step, **file.as_dict(), "done": done, "seconds": seconds[task.step]})
+                spent = {"seconds": seconds[task.step], "waited": waited[task.step], "busy": busy[task.step]}
+                records.append({"step": task.step, **file.as_dict(), "done": done, **spent})
         return pa.Table.from_pylist(records, schema=RECORD)
 
     def _load(self, ids: np.ndarray) -> Iterator[list[_Loaded]]:
         """Rows with their inputs, a batch at a time; bytes and pixels are read once for all tasks that share them."""
         table = take_ids(self._rows.uri, self._rows.files, ids).to_pylist()
         reads = {t.step: {n: take_by_id(s, ids) for n, s in t.reads.items()} for t in self._tasks}
-        for start in range(0, len(table), self._batch):
-            yield [self._inputs(item, reads) for item in table[start : start + self._batch]]
+        starts = range(0, len(table), self._batch)
+        if not self._readers:
+            for start in starts:
+                yield [self._inputs(item, reads) for item in table[start : start + self._batch]]
+            return
+        with ThreadPoolExecutor(self._readers) as pool:  # a decoder does its work outside of Python's lock
+            coming: deque[list[Future[_Loaded]]] = deque()
+            for start in starts:
+                batch = table[start : start + self._batch]
+                coming.append([pool.submit(self._inputs, item, reads) for item in batch])
+                if len(coming) > AHEAD:
+                    yield [future.result() for future in coming.popleft()]
+            while coming:
+                yield [future.result() for future in coming.popleft()]
 
     def _inputs(self, item: dict[str, Any], reads: Mapping[str, Mapping[str, Mapping[int, Any]]]) -> _Loaded:
         row = _Loaded(item["id"], item)
@@ -175,7 +200,9 @@ class Worker:
 
     def _bytes(self, row: _Loaded, origin: tuple[str, str] | None) -> bytes:
         if origin is None:
-            return self._content.fetch(row.item)
+            if not hasattr(self._local, "content"):
+                self._local.content = Content()
+            return self._local.content.fetch(row.item)
         step, column = origin
         values = next(reads[step] for reads in row.reads.values() if step in reads)
         if values is None or values.get("error") or values[column] is None:
@@ -212,9 +239,12 @@ RECORD = pa.schema(
         ("max_id", pa.int64()),
         ("done", pa.int64()),
         ("seconds", pa.float64()),
+        ("waited", pa.float64()),
+        ("busy", pa.float64()),
     ]
 )
-"""One written file: a `store.files.File`, the number of wanted rows it settles, CPU seconds spent on the step."""
+"""One written file: a `store.files.File`, the number of wanted rows it settles, CPU seconds spent on the step, and wall
+seconds in which the op waited for its inputs and in which it worked."""
 
 
 def take_by_id(source: Source, ids: np.ndarray) -> dict[int, dict[str, Any]]:

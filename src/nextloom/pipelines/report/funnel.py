@@ -16,6 +16,7 @@ def funnel(planner: Planner, step: Step, state: StepPlan) -> dict[str, Any]:
         counts: of the receipt; {} where there is none.
         per_cpu_second: rows per CPU-second, or None where nothing was measured.
         cpu_seconds: that rate for all rows of the receipt: what doing them anew would take.
+        waiting: share of the workers' time, 0..1, in which the op waited for files to be read and decoded, or None.
         cost: those seconds at `run.cpu_hour_price`, or None without a price.
     """
     receipt: dict[str, Any] = {} if state.state == BLOCKED else planner.dataset.receipt(step.name) or {}
@@ -30,5 +31,6 @@ def funnel(planner: Planner, step: Step, state: StepPlan) -> dict[str, Any]:
         "counts": counts,
         "per_cpu_second": 1 / rate if rate else None,
         "cpu_seconds": seconds,
+        "waiting": receipt.get("waiting"),
         "cost": None if seconds is None or price is None else seconds / 3600 * price,
     }
