@@ -223,7 +223,8 @@ class NextFlow(nn.Module):
         if codebook.shape != self.code_embed.weight.shape:
             raise ValueError(f"codebook {tuple(codebook.shape)}, expected {tuple(self.code_embed.weight.shape)}")
         for part in codebook.float().split((config.semantic_dim, config.pixel_dim), dim=1):
-            if part.shape[1] and not torch.allclose(part.norm(dim=1), torch.ones(len(part), device=part.device), atol=1e-3):
+            lengths = part.norm(dim=1)
+            if part.shape[1] and not torch.allclose(lengths, torch.ones_like(lengths), atol=1e-3):
                 raise ValueError("codebook parts are used row-normalised; these rows are not of unit norm")
         self.code_embed.weight.copy_(codebook)
 
