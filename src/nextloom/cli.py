@@ -96,7 +96,9 @@ def plan(
         _show_plan(plans)
     if blocked := [p for p in plans if p.state == BLOCKED]:
         raise UserError(
-            f"{len(blocked)} of {len(plans)} steps cannot run", where=f"steps.{blocked[0].step}", next=blocked[0].cause
+            f"{len(blocked)} of {sum(p.kind != 'release' for p in plans)} steps cannot run",
+            where=f"steps.{blocked[0].step}",
+            next=blocked[0].cause,
         )
 
 
