@@ -73,8 +73,7 @@ def test_hashes_of_few_bits_in_any_order(hashes, max_distance, shift, random):
     assert {frozenset(order[i] for i in np.flatnonzero(shuffled == leader)) for leader in shuffled} == parts
 
 
-@pytest.mark.parametrize("blocks", range(1, 7))
-@pytest.mark.parametrize("max_distance", [1, 2, 4, 8])
+@pytest.mark.parametrize(("max_distance", "blocks"), [(1, 1), (1, 6), (2, 3), (4, 1), (4, 2), (4, 4), (8, 1), (8, 2)])
 def test_each_pair_is_found_once_with_any_number_of_blocks(monkeypatch, max_distance, blocks):
     monkeypatch.setattr(hamming, "LOT", 32)  # runs of equal keys reach over lots
     rng = np.random.default_rng(max_distance)
@@ -284,11 +283,13 @@ def test_a_plan_refuses_a_step_without_the_column():
 
 
 def photographs() -> dict[str, Image.Image]:
-    """The photographs that scikit-image ships, by name; of the motorcycle's two views one, and no chessboards."""
+    """The photographs that scikit-image ships, at most 640 wide; of the motorcycle's views one, and no chessboards."""
     skimage = pytest.importorskip("skimage", reason="real photographs come from the `samples` extra")
     folder = Path(skimage.__file__).parent / "data"
     files = sorted(f for f in folder.iterdir() if f.suffix in (".png", ".jpg"))
     images = {f.stem: Image.open(f).convert("RGB") for f in files}
+    for image in images.values():
+        image.thumbnail((640, 640))
     others = ("motorcycle_right", "chessboard")
     return {name: i for name, i in images.items() if min(i.size) >= 200 and not name.startswith(others)}
 

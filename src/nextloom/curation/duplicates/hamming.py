@@ -12,8 +12,8 @@ operations per shift and no bucket structure. A pair is given under its first ke
 B is chosen by an estimate of both costs from a sample, and blocks get equal entropy, not equal width, so that bits
 which hardly vary do not make a key useless. Both change the time alone, never the pairs.
 
-Price paid: comparisons grow with the square of the number of *different* hashes that share a key. Memory: 24 bytes
-per hash and worker, and lots of bounded size.
+Price paid: comparisons grow with the square of the number of *different* hashes that share a key. Memory: about
+75 bytes per hash where `groups` runs, 25 in each Ray worker, and lots of bounded size.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ BITS = 64
 LOT = 1 << 15
 """Hashes handled at once: their temporaries stay in the cache."""
 SAMPLE = 1 << 16
-SECONDS_PER_SORTED, SECONDS_PER_PAIR = 1.1e-7, 2.5e-9
-"""Measured (benchmarks/near_duplicate.py): moving and sorting a hash under one key; comparing one pair."""
+SECONDS_PER_SORTED, SECONDS_PER_PAIR = 9e-8, 1.6e-9
+"""Measured (docs/log.md): moving and sorting a hash under one key; comparing one pair."""
 SECONDS_PER_KEY = 1e-4
 RAY_FROM = 10.0
 """Estimated CPU-seconds from which Ray's workers are asked; below, starting them costs more than it saves."""
@@ -56,7 +56,7 @@ def groups(hashes_N: np.ndarray, max_distance: int, workers: int | None = None) 
 
     Args:
         hashes_N: uint64, in any order, with any number of equal ones.
-        max_distance: bits in which two linked hashes may differ, 0 to 64; the time grows steeply with it.
+        max_distance: bits in which two linked hashes may differ; time grows steeply, 8 is practical.
         workers: Ray tasks to spread the keys over. Default: as many as CPUs when Ray is up and there is enough to
             do, else this process. The groups are the same.
     """
@@ -92,15 +92,19 @@ def plan(sorted_U: np.ndarray, max_distance: int) -> tuple[list[Key], float]:
     """The keys with the least estimated cost for these hashes, and that cost in CPU-seconds."""
     count = len(sorted_U)
     sample = sorted_U[:: max(1, count // SAMPLE)]
-    costs = []
+    best: list[Key] = []
+    cost = float("inf")
     for blocks in range(max_distance + 1, max_distance + 7):
+        sorting = SECONDS_PER_KEY + SECONDS_PER_SORTED * count
+        if comb(blocks, max_distance) * sorting >= cost:
+            break  # more blocks mean more keys to sort by
         keys = _keys(_edges(sample, blocks), max_distance)
         met = [_meetings(sample, key) for key in keys[:: max(1, len(keys) // 8)]]
         compared = float(np.mean(met)) * (count / len(sample)) ** 2
-        each = SECONDS_PER_KEY + SECONDS_PER_SORTED * count + SECONDS_PER_PAIR * compared
-        costs.append((len(keys) * each, blocks, keys))
-    cost, _, keys = min(costs, key=lambda c: c[:2])
-    return keys, cost
+        seconds = len(keys) * (sorting + SECONDS_PER_PAIR * compared)
+        if seconds < cost:
+            best, cost = keys, seconds
+    return best, cost
 
 
 def _edges(sample: np.ndarray, blocks: int) -> list[int]:

@@ -9,10 +9,10 @@ IndexFlatIP); above, only those in neighbouring cells (IndexIVFFlat: 4 sqrt(N) c
 searched from each row). Both run on one thread with a fixed seed, so that the same rows give the same groups.
 
 Price paid: links chain, as in `near_duplicate`; `similarity` says how near the representative is. Above
-`exact_up_to` a pair that lies across a border of cells can be missed: of planted pairs at cosine 0.95 or more the
-default found all but a few in ten thousand (tests/test_semantic_duplicate.py). Time is quadratic up to
-`exact_up_to`, about N^1.5 above; memory is twice the embeddings. Cosines are float32: 1e-6 under the limit counts
-as at it.
+`exact_up_to` a pair that lies across a border of cells can be missed: of planted pairs at cosine 0.9 and 0.95 the
+default missed none of 22,000 in synthetic embeddings, one of 3,000 with 8 probes (docs/log.md); real ones may be
+less kind. Time is quadratic up to `exact_up_to`, about N^1.5 above; memory is twice the embeddings. Cosines are
+float32: 1e-6 under the limit counts as at it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class SemanticDuplicate(Duplicates):
     column: str = "embedding"
     """Column of the first step in `reads`: little-endian float32, l2-normalised, as bytes."""
     exact_up_to: int = Field(default=50_000, ge=1)
-    """Different embeddings up to which every pair is compared; at 768 numbers each that is about a CPU-minute."""
+    """Different embeddings up to which every pair is compared; at 768 numbers each that is half a CPU-minute."""
     probes: int = Field(default=32, ge=1)
     """Cells searched from each row above that: more finds more and takes longer."""
 
