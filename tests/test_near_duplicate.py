@@ -14,7 +14,7 @@ from engine import build, contents, run
 from nextloom import pixels
 from nextloom.config import validate
 from nextloom.curation.duplicates import hamming
-from nextloom.curation.duplicates.groups import Components, spanning
+from nextloom.curation.duplicates.groups import Components
 from nextloom.curation.duplicates.hamming import groups, pairs, plan
 from nextloom.curation.duplicates.near_duplicate import NearDuplicate
 from nextloom.curation.scores.perceptual_hash import PerceptualHash
@@ -230,13 +230,6 @@ def test_no_rows_and_one_row():
     assert op.reduce({"phash": table([5], [3])}).to_pylist() == [only]
     best = NearDuplicate(reads=("phash",), keep="best", by="phash.hash")
     assert best.reduce({"phash": table([], [])}).num_rows == 0
-
-
-def test_groups_that_span_sources():
-    duplicates = pa.table({"id": [1, 2, 3, 4, 5, 6], "group": [2, 2, 2, 4, 4, None]})
-    rows = pa.table({"id": [6, 5, 4, 3, 2, 1, 0], "unit": ["a", "b", "b", "c", "a", "a", "c"]})
-    assert spanning(duplicates, rows).to_pylist() == [{"group": 2, "size": 3, "unit": ["a", "c"]}]
-    assert spanning(duplicates.slice(3), rows).num_rows == 0
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
     duplicate: {op: near_duplicate, reads: [phash, stats], keep: best, by: stats.sharpness}
 
 A group has one representative, for which `hit` is false: its first row, or its best by a score column. `group` is
-the representative's id. A rule then drops copies with `not duplicate.hit`; which groups span several sources is a
-join with the rows table (`groups.spanning`).
+the representative's id. A rule then drops copies with `not duplicate.hit`; which groups span several sources, the
+report tells.
 """
 
 from __future__ import annotations

@@ -77,25 +77,3 @@ def elect(first_N: np.ndarray, scores: pa.ChunkedArray | None = None, order: str
     best = np.arange(len(first_N))
     best[group[leads]] = position[leads]
     return best[first_N]
-
-
-def spanning(duplicates: pa.Table, rows: pa.Table, by: str = "unit") -> pa.Table:
-    """The groups whose members come from more than one value of `by`: duplicates across sources.
-
-    Args:
-        duplicates: table(id, group, ...) of a step that groups; rows without a group are left out.
-        rows: table(id, `by`, ...) that has each of those ids: the rows table, or the like with a folder for a `by`.
-        by: column of `rows`.
-
-    Returns:
-        table(group int64, size int64, `by`: list of its different values, sorted), sorted by group.
-    """
-    grouped = duplicates.select(["id", "group"]).filter(pc.field("group").is_valid())
-    values = rows[by].take(pc.index_in(grouped["id"], rows["id"]))
-    table = pa.table({"group": grouped["group"], by: values})
-    counts = table.group_by("group").aggregate([([], "count_all"), (by, "count_distinct")])
-    wide = counts.filter(pc.field(f"{by}_count_distinct") > 1).sort_by("group")
-    parts = table.filter(pc.is_in(table["group"], wide["group"])).group_by(["group", by]).aggregate([])
-    listed = parts.sort_by([("group", "ascending"), (by, "ascending")])
-    listed = listed.group_by("group", use_threads=False).aggregate([(by, "list")]).sort_by("group")
-    return pa.table({"group": wide["group"], "size": wide["count_all"], by: listed[f"{by}_list"]})
