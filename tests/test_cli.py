@@ -28,6 +28,12 @@ steps:
 releases:
   kept: {rows: keep, columns: [stats]}
 """
+HEED = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""A shell that starts the tests in the background has all they start ignore Ctrl-C; this command heeds it."""
 OWN_OPS = """
 import pathlib, time
 from typing import ClassVar
@@ -224,7 +230,9 @@ def test_ctrl_c_ends_a_run_of_an_own_op_beside_the_recipe(folder):
     )
     command = [Path(sys.executable).with_name("nextloom"), "run", "own.yaml", "--to", "stats"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    run = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+
+    heeding = [sys.executable, "-c", HEED, *command]
+    run = subprocess.Popen(heeding, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 90
     while not list(folder.rglob("*.started")) and time.monotonic() < deadline and run.poll() is None:
         time.sleep(0.1)
