@@ -14,8 +14,9 @@ a table; the last line is one JSON object:
     fixed_cpu_s   CPU-seconds of a run that do not depend on the number of pictures (Ray's start, imports)
     unaccounted   pictures that ended neither as a value nor as an error, over all steps
     rss_growth    peak memory of the larger run over that of the smaller (proportional set sizes)
-With --peers also Daft, Ray Data's own readers and Data-Juicer, each in a virtual environment of its own, on the
-smaller set with 1 % of its files cut in half: pictures per CPU-second, and rows unaccounted for.
+With --peers also Daft, Ray Data's own readers and Data-Juicer, each in a virtual environment of its own, beside
+`nextloom run` in the same measure: pictures per CPU-second of a whole job on the smaller set, start-up included, and
+rows unaccounted for on a copy of it with 1 % of the files cut in half (`tools/peers.py`).
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
 NEEDS = ("numpy>=2", "pyarrow>=21", "pillow>=11.3", "pi-heif", "opencv-python-headless", "pydantic>=2.9")
 NEEDS += ("pyyaml", "obstore")
 """What an environment installs to import this."""
@@ -43,8 +45,14 @@ def ops() -> dict:
 def score(path: str, raw: bytes | None = None) -> dict[str, object]:
     """Every value of one picture; raises where it cannot be read."""
     from nextloom import pixels
-    from nextloom.op import Row
 
     raw = Path(path).read_bytes() if raw is None else raw
-    row = Row(0, path, raw=raw, pixels=pixels.decode(raw))
+    return score_pixels(path, raw, pixels.decode(raw))
+
+
+def score_pixels(path: str, raw: bytes, rgb: np.ndarray) -> dict[str, object]:
+    """Every value of a decoded picture, (height, width, 3) uint8; of `raw` no more than the header is read."""
+    from nextloom.op import Row
+
+    row = Row(0, path, raw=raw, pixels=rgb)
     return {f"{name}.{k}": v for name, op in ops().items() for k, v in op.measure(row).items()}

@@ -8,8 +8,10 @@ process is lost. Memory is the sum of proportional set sizes, once a second, so 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -33,6 +35,14 @@ class Usage:
     output: str
 
 
+class Died(RuntimeError):
+    """A command ended with another status than 0; below 0: by that signal. The text holds the end of its output."""
+
+    def __init__(self, command: Sequence[str], status: int, output: str) -> None:
+        super().__init__(f"{' '.join(command)} ended with {status}:\n{output[-4000:]}")
+        self.status = status
+
+
 class _Sampler(threading.Thread):
     """Follows the tree below this process until `stop`."""
 
@@ -52,12 +62,18 @@ class _Sampler(threading.Thread):
             count += 1
 
 
-def measure(command: Sequence[str], env: Mapping[str, str] | None = None) -> Usage:
-    """Run `command` to its end, and to that of all it started; a failure raises with its output."""
+def measure(command: Sequence[str], env: Mapping[str, str] | None = None, limit: float | None = None) -> Usage:
+    """Run `command` to its end, and to that of all it started; a failure raises with its output.
+
+    With `limit`, all of it is ended after that many seconds, which is a failure too.
+    """
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     sampler, start = _Sampler(), time.perf_counter()
     sampler.start()
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    clock = threading.Timer(limit, _end_all) if limit else None
+    if clock:
+        clock.start()
     output, _ = process.communicate()
     seconds = time.perf_counter() - start
     while True:  # orphans
@@ -65,11 +81,32 @@ def measure(command: Sequence[str], env: Mapping[str, str] | None = None) -> Usa
             os.wait()
         except ChildProcessError:
             break
+    if clock:
+        clock.cancel()
     sampler.stop.set()
     sampler.join()
+    if limit and time.perf_counter() - start >= limit:
+        raise RuntimeError(f"{' '.join(command)} did not end within {limit:.0f} seconds:\n{output[-4000:]}")
     if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{output[-4000:]}")
+        raise Died(command, process.returncode, output)
     return Usage(sum(sampler.ticks.values()) / TICKS, seconds, sampler.peak, output)
+
+
+def _end_all() -> None:
+    """End every process below this one, until none is left."""
+    while found := [pid for (pid, _), _ in _descendants(os.getpid()) if _running(pid)]:
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(SAMPLE_SECONDS)
+
+
+def _running(pid: int) -> bool:
+    """Whether a process is more than an entry that waits to be collected."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def _descendants(root: int) -> Iterator[tuple[tuple[int, int], int]]:
