@@ -71,6 +71,8 @@ class Row:
     """(height, width, 3) uint8 sRGB, upright, alpha on white, when `needs` is "pixels"; read-only by convention."""
     reads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """step name -> {column: value} for every step in the op's `reads`."""
+    prepared: Any = None
+    """What `Annotate.prepare` made of it; None when the op is called without a worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +207,13 @@ class Annotate(RowOp):
 
     def setup(self) -> None:
         """Load weights and heavy modules, once per worker. A failure here stops the step at once."""
+
+    def prepare(self, row: Row) -> Any:
+        """What the op works on, such as a resized picture; raise to turn this row into an error row.
+
+        Of an op that has it, the worker calls it where rows are read and decoded: in a pass with a GPU that is in
+        threads ahead of it. The result is `row.prepared`; the pixels are let go of when no other op wants them.
+        """
 
     def measure(self, row: Row) -> dict[str, Any]:
         """Values of one row; raise to turn this row into an error row."""

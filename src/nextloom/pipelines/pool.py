@@ -7,6 +7,7 @@ what dies until single rows, and steps, are left. Exceptions never get here, sin
 
 from __future__ import annotations
 
+import gc
 import logging
 import uuid
 import warnings
@@ -35,11 +36,13 @@ class Crew:
         self._cpus = max(t.op.execution.num_cpus for t in tasks)
         self._gpus = sum(t.op.execution.num_gpus for t in tasks)
         asked = [t.op.execution.workers for t in tasks if t.op.execution.workers]
+        have = self._check_resources()
+        if self._gpus:
+            asked.append(max(1, int(have["GPU"] / self._gpus + 1e-6)))
         self._size = min([workers or max(1, int(cpus // self._cpus)), *asked])
-        self._check_resources()
 
-    def _check_resources(self) -> None:
-        """Refuse what the cluster can never give, instead of waiting for it."""
+    def _check_resources(self) -> dict[str, float]:
+        """What the cluster has; refuses what it can never give, instead of waiting for it."""
         import ray
 
         have = ray.cluster_resources()
@@ -50,6 +53,7 @@ class Crew:
                     where=f"steps.{self._tasks[0].step}.execution.{name}",
                     next=f"--set steps.{self._tasks[0].step}.execution.{name}=..., or --address of a larger cluster",
                 )
+        return have
 
     def run(self, chunks: Sequence[pa.Table]) -> Iterator[dict[str, Any]]:
         """Records as they come; rows of a worker that died are silently missing."""
@@ -91,6 +95,7 @@ class Crew:
         """
         if not chunks:
             return
+        gc.collect()  # Ray's executor is a cycle of references; until it goes, a restarted worker keeps its GPU
         import ray
         from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 

@@ -28,6 +28,7 @@ from nextloom.op import (
     Expand,
     Row,
     RowFailure,
+    attempt,
     batched,
     child_id,
     error_value,
@@ -35,7 +36,7 @@ from nextloom.op import (
 from nextloom.store.files import File, take_ids, write_file
 
 AHEAD = 2
-"""Batches that are read and decoded while a GPU works on one."""
+"""Batches, and rows per reading thread, that are read and decoded while a GPU works on others."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,13 @@ class _Loaded:
     raw: dict[tuple[str, str] | None, bytes] = field(default_factory=dict)
     pixels: dict[tuple[str, str] | None, np.ndarray] = field(default_factory=dict)
     errors: dict[tuple[str, str] | None, RowError] = field(default_factory=dict)
+    prepared: dict[str, Any] = field(default_factory=dict)
+    """Of each step whose op prepares: what came of it, or the exception."""
 
     def of(self, task: Task) -> Row:
         """The row as the op of `task` sees it."""
         raw, rgb = self.raw.get(task.content), self.pixels.get(task.content)
-        return Row(self.id, self.item["key"], self.item, raw, rgb, self.reads[task.step])
+        return Row(self.id, self.item["key"], self.item, raw, rgb, self.reads[task.step], self.prepared.get(task.step))
 
 
 class Worker:
@@ -125,6 +128,12 @@ class Worker:
         on_gpu = any(t.op.execution.num_gpus for t in tasks)
         self._readers = max(1, int(max(t.op.execution.num_cpus for t in tasks))) if on_gpu else 0
         """Threads that read and decode ahead of a GPU; 0: the worker's own thread does it between batches."""
+        self._ahead = AHEAD * max(1, -(-self._readers // self._batch))
+        self._preparing = [
+            t for t in tasks if isinstance(t.op, Annotate) and type(t.op).prepare is not Annotate.prepare
+        ]
+        looking = {t.content for t in tasks if t.needs == "pixels" and t not in self._preparing}
+        self._let_go = {t.content for t in self._preparing} - looking
         order = ("nothing", "bytes", "pixels")
         self._needs: dict[tuple[str, str] | None, str] = {}
         for task in tasks:
@@ -142,7 +151,7 @@ class Worker:
         waited: dict[str, float] = defaultdict(float)
         busy: dict[str, float] = defaultdict(float)
         shared, clock, sharing = time.process_time(), time.perf_counter(), max(1, sum(map(bool, wanted.values())))
-        for rows in self._load(ids):
+        for rows in self._load(ids, wanted):
             load, wait = (time.process_time() - shared) / sharing, (time.perf_counter() - clock) / sharing
             for task in self._tasks:
                 mine = [row for row in rows if row.id in wanted[task.step]]
@@ -161,26 +170,31 @@ class Worker:
                 records.append({"step": task.step, **file.as_dict(), "done": done, **spent})
         return pa.Table.from_pylist(records, schema=RECORD)
 
-    def _load(self, ids: np.ndarray) -> Iterator[list[_Loaded]]:
+    def _load(self, ids: np.ndarray, wanted: Mapping[str, set[int]]) -> Iterator[list[_Loaded]]:
         """Rows with their inputs, a batch at a time; bytes and pixels are read once for all tasks that share them."""
         table = take_ids(self._rows.uri, self._rows.files, ids).to_pylist()
         reads = {t.step: {n: take_by_id(s, ids) for n, s in t.reads.items()} for t in self._tasks}
         starts = range(0, len(table), self._batch)
         if not self._readers:
             for start in starts:
-                yield [self._inputs(item, reads) for item in table[start : start + self._batch]]
+                yield [self._inputs(item, reads, wanted) for item in table[start : start + self._batch]]
             return
         with ThreadPoolExecutor(self._readers) as pool:  # a decoder does its work outside of Python's lock
             coming: deque[list[Future[_Loaded]]] = deque()
             for start in starts:
                 batch = table[start : start + self._batch]
-                coming.append([pool.submit(self._inputs, item, reads) for item in batch])
-                if len(coming) > AHEAD:
+                coming.append([pool.submit(self._inputs, item, reads, wanted) for item in batch])
+                if len(coming) > self._ahead:
                     yield [future.result() for future in coming.popleft()]
             while coming:
                 yield [future.result() for future in coming.popleft()]
 
-    def _inputs(self, item: dict[str, Any], reads: Mapping[str, Mapping[str, Mapping[int, Any]]]) -> _Loaded:
+    def _inputs(
+        self,
+        item: dict[str, Any],
+        reads: Mapping[str, Mapping[str, Mapping[int, Any]]],
+        wanted: Mapping[str, set[int]],
+    ) -> _Loaded:
         row = _Loaded(item["id"], item)
         row.reads = {t: {n: by_id.get(row.id) for n, by_id in columns.items()} for t, columns in reads.items()}
         for origin, needs in self._needs.items():
@@ -196,6 +210,13 @@ class Worker:
                     row.pixels[origin] = pixels.decode(row.raw[origin], item.get("frame") or 0)
                 except Exception as error:
                     row.errors[origin] = RowError(error_value("decode", error))
+        for task in self._preparing:
+            own = row.of(task)
+            if row.id in wanted[task.step] and not _input_error(task, own, row.errors.get(task.content)):
+                assert isinstance(task.op, Annotate)
+                row.prepared[task.step] = attempt(task.op.prepare, own)
+        for origin in self._let_go:
+            row.pixels.pop(origin, None)
         return row
 
     def _bytes(self, row: _Loaded, origin: tuple[str, str] | None) -> bytes:
@@ -219,6 +240,8 @@ class Worker:
             failed = _input_error(task, own, row.errors.get(task.content))
             if failed:
                 out[row.id] = failed
+            elif isinstance(own.prepared, Exception):
+                out[row.id] = own.prepared
             else:
                 good.append(own)
         if isinstance(task.op, Expand):

@@ -9,6 +9,7 @@ Token counts depend on the schedule alone, so a pack plan survives an update of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -17,17 +18,39 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from nextloom import pixels
 from nextloom.config import RootPath
-from nextloom.op import Annotate, Row
+from nextloom.errors import UserError
+from nextloom.op import Annotate, Execution, Row
 from nextloom.tokenize.documents import Grid
 from nextloom.tokenize.schedule import FINAL_GRIDS, LEVELS, STEPS, bucket, schedule, tokens
 from nextloom.tokenize.tokenizer_config import digest, pack_indices
+
+
+class TokenExecution(Execution):
+    """Where pictures are encoded; none of it is identity."""
+
+    device: Literal["auto", "cpu"] = "auto"
+    """`auto`: cuda in workers with `num_gpus`. `cpu`: the CPU in these too, for tests of where work is placed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A picture brought to the size of its schedule's last grid."""
+
+    schedule: int
+    """Id in `schedule.FINAL_GRIDS`."""
+    grids: tuple[Grid, ...]
+    box: tuple[float, float, float, float]
+    """left, top, right, bottom in pixels of the upright picture."""
+    x: np.ndarray
+    """(3, patch * H, patch * W) float32, from `pixels.to_model`."""
 
 
 class ImageTokens(Annotate):
     """Multi-scale codes of every picture, with self-correction.
 
     A picture beyond 4:1 becomes an error row. A picture's draws follow from its key and the seed, and its codes are
-    equal bit by bit whatever shares its batch or process (on one kind of processor).
+    equal bit by bit whatever shares its batch or process (on one kind of processor). So pictures are encoded one at a
+    time, on a GPU too; `execution.num_cpus` threads decode and resize ahead of it.
     """
 
     name: ClassVar[str] = "image_tokens"
@@ -35,6 +58,7 @@ class ImageTokens(Annotate):
     needs: ClassVar[Literal["nothing", "bytes", "pixels"]] = "pixels"
     weights: ClassVar[Mapping[str, str]] = {"tokenizer": "nextloom train RECIPE"}
 
+    execution: TokenExecution = TokenExecution()
     tokenizer: RootPath
     """Folder of a trained tokenizer."""
     scales: int | None = Field(None, ge=1, le=len(STEPS))
@@ -99,14 +123,27 @@ class ImageTokens(Annotate):
         )
 
     def setup(self) -> None:
-        """Load the tokenizer."""
+        """Load the tokenizer.
+
+        Raises:
+            UserError: a GPU is asked for, and there is none where this worker runs.
+        """
+        import torch
+
         from nextloom.tokenize.tokenizer import Tokenizer
 
-        self._tokenizer = Tokenizer.load(self.tokenizer).to("cuda" if self.execution.num_gpus else "cpu")
+        on_gpu = self.execution.num_gpus > 0 and self.execution.device == "auto"
+        if on_gpu and not torch.cuda.is_available():
+            raise UserError(
+                f"num_gpus is {self.execution.num_gpus:g}, but torch {torch.__version__} sees no GPU on this machine",
+                where="execution.num_gpus",
+                next="run where there is one, with a CUDA build of torch, or leave num_gpus out to encode on CPUs",
+            )
+        self._tokenizer = Tokenizer.load(self.tokenizer).to("cuda" if on_gpu else "cpu")
         self._digest = digest(self.tokenizer)
 
-    def measure(self, row: Row) -> dict[str, Any]:
-        """Codes of one picture.
+    def prepare(self, row: Row) -> Prepared:
+        """The picture as the networks take it.
 
         Raises:
             ValueError: it is longer than 4:1.
@@ -116,12 +153,22 @@ class ImageTokens(Annotate):
         chosen = bucket(height, width, self.count)
         grids = schedule(FINAL_GRIDS[chosen], self.count)
         side = tuple(cells * self._tokenizer.config.patch for cells in grids[-1])
-        left, top, right, bottom = pixels.crop_box(height, width, *side)
-        pairs, clean = self.encode(pixels.to_model(row.pixels, *side), grids, row.key)
+        box = pixels.crop_box(height, width, *side)
+        return Prepared(chosen, grids, box, pixels.to_model(row.pixels, *side))
+
+    def measure(self, row: Row) -> dict[str, Any]:
+        """Codes of one picture.
+
+        Raises:
+            ValueError: as `prepare`, where no worker has called it.
+        """
+        ready = row.prepared or self.prepare(row)
+        left, top, right, bottom = ready.box
+        pairs, clean = self.encode(ready.x, ready.grids, row.key)
         return {
-            "schedule": chosen,
+            "schedule": ready.schedule,
             "scales": self.count,
-            "n_tokens": tokens(grids),
+            "n_tokens": tokens(ready.grids),
             "draws": self.draws,
             "target": b"".join(self._pack(targets) for _, targets in pairs),
             "input": b"".join(self._pack(inputs) for inputs, _ in pairs),
