@@ -100,3 +100,18 @@ class Swapped(KeyLength):
     def setup(self) -> None:
         with open(self.path, "wb") as file:
             file.write(os.urandom(8))
+
+
+class Bring(Annotate):
+    """Brings the bytes of pictures whose files hold them backwards."""
+
+    name: ClassVar[str] = "bring"
+    code_version: ClassVar[int] = 1
+    needs: ClassVar[Literal["bytes"]] = "bytes"
+    content: ClassVar[str] = "raw"
+
+    def columns(self) -> pa.Schema:
+        return pa.schema([("raw", pa.binary())])
+
+    def measure(self, row: Row) -> dict:
+        return {"raw": row.raw[::-1]}

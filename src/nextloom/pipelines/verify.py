@@ -1,18 +1,18 @@
-"""Is a release what it says? Every token file's pages and lengths are checked, and a sample of rows is encoded anew.
+"""Is a release what it says? Its files are read whole, its tokens are checked, and a sample of rows is encoded anew.
 
-    pages       each Parquet page of the release's files against its checksum
-    lengths     every row: bytes against the schedule, indices below the codebook's size
+    pages       each Parquet page of the release's files, of every column and of the rows, against its checksum
+    lengths     every row of tokens: bytes against the schedule, indices below the codebook's size
+    tokenizer   the same rows: the digest that the row names is the one that the release names
     encoding    a hashed sample: the picture is decoded, resized and encoded as the step does, and compared byte by byte
     coherence   the same rows: each stored target is the nearest code of what the stored inputs before it left
 
 `verify` reads only. `mend` takes what differs out of the column, so that the next run does it again. The codes of a
-picture are equal on one kind of processor, so verify where you extracted, or expect a few
-rows whose codes tie.
+picture are equal on one kind of processor, so verify where you extracted, or expect a few rows whose codes tie.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ from nextloom.errors import UserError
 from nextloom.hashing import hash64
 from nextloom.io import filesystem, join
 from nextloom.op import Row
-from nextloom.pipelines.recipe import Recipe
+from nextloom.pipelines.recipe import Graph, Recipe
 from nextloom.store.dataset import Dataset
 from nextloom.store.files import read_files, write_file
 from nextloom.store.release import Release, mark_broken
@@ -36,7 +36,9 @@ from nextloom.tokenize.schedule import FINAL_GRIDS, schedule, tokens
 from nextloom.tokenize.tokenizer_config import INDEX_DTYPE, read_config, unpack_indices
 from nextloom.tokenize.tokenizer_config import digest as tokenizer_digest
 
-SIDES = ("target", "input")
+ROWS = "rows"
+"""What a finding in the table of rows calls its column."""
+SIDES = ("target", "input", "clean")
 AT_ONCE = 4096
 
 
@@ -46,7 +48,7 @@ class Finding:
 
     column: str
     check: str
-    """pages, lengths, encoding or coherence."""
+    """pages, lengths, tokenizer, encoding or coherence."""
     key: str
     """Of the row, or the file for pages."""
     what: str
@@ -69,7 +71,7 @@ class Verified:
 
 
 def verify(recipe: Recipe, release: Release, sample: int = 1000, seed: int = 0) -> Verified:
-    """Check the token columns of a release.
+    """Check the files of a release and its token columns.
 
     Args:
         recipe: has the steps of these columns, with the tokenizer's folder.
@@ -78,20 +80,20 @@ def verify(recipe: Recipe, release: Release, sample: int = 1000, seed: int = 0) 
         seed: another one looks at other rows.
 
     Raises:
-        UserError: the release has no token column, or the recipe's tokenizer is not the one that made it.
+        UserError: the recipe, its tokenizer or the program is not what made the tokens.
     """
     out = Verified(release.name)
-    steps = [name for name, column in release.columns.items() if column["op"] == ImageTokens.name]
-    if not steps:
-        raise UserError(f"release {release.name} has no column of image_tokens", next="name another: --release NAME")
-    for step in steps:
-        op = _op(recipe, release, step)
-        broken = list(_pages(release, step, out))
-        out.findings += broken
-        if broken:
+    ops = {name: _op(recipe, release, name) for name, c in release.columns.items() if c["op"] == ImageTokens.name}
+    tables = {ROWS: release.document["rows"], **release.document["columns"]}
+    broken = {name: list(_pages(release, name, table, out)) for name, table in tables.items()}
+    out.findings += [finding for findings in broken.values() for finding in findings]
+    for step, op in ops.items():
+        if broken[ROWS] or broken[step]:
             continue  # what cannot be read cannot be compared
-        out.findings += _lengths(release, step, op, out)
-        out.findings += _encoded(release, step, op, sample, seed, out)
+        out.findings += _whole(release, step, op, out)
+        differing = {finding.id for finding in out.findings if finding.column == step}
+        chosen = np.sort(release.ids[np.argsort(hash64(release.ids, "verify", seed), kind="stable")[:sample]])
+        out.findings += _encoded(recipe, release, step, chosen, differing, out)
     return out
 
 
@@ -103,9 +105,21 @@ def mend(recipe: Recipe, dataset: Dataset, release: Release, findings: Sequence[
 
     Returns:
         How many files were replaced or removed.
+
+    Raises:
+        UserError: the table of rows is damaged, which is no column that could be made again; or the recipe lacks
+            the step of a column.
     """
+    if lost := next((finding.key for finding in findings if finding.column == ROWS), None):
+        table = join(release.dataset_uri, release.document["rows"]["table"])
+        raise UserError(
+            "the table of rows is damaged, and no run makes it again", where=join(table, lost), next="restore this file"
+        )
+    damaged = sorted({finding.column for finding in findings})
+    if unknown := [step for step in damaged if step not in recipe.steps]:
+        raise UserError(f"release {release.name} has a column {unknown[0]!r}, this recipe does not", where="steps")
     replaced = 0
-    for step in {finding.column for finding in findings}:
+    for step in damaged:
         mine = [finding for finding in findings if finding.column == step]
         broken, ids = {f.key for f in mine if f.id is None}, pa.array(sorted({f.id for f in mine if f.id is not None}))
         table = dataset.column(step, release.columns[step]["fingerprint"])
@@ -138,6 +152,13 @@ def _op(recipe: Recipe, release: Release, step: str) -> ImageTokens:
             where=f"steps.{step}.tokenizer",
             next=f"--set steps.{step}.tokenizer=FOLDER of the tokenizer that made it",
         )
+    made, now = release.columns[step]["version"], op.version()
+    if made != now:
+        raise UserError(
+            f"this program extracts by version {now}; release {release.name} was made by {made}",
+            where=f"steps.{step}",
+            next="nextloom run RECIPE makes these tokens anew; verify the old ones with the program that made them",
+        )
     for name, value in op.identity().items():
         was = release.columns[step]["config"].get(name)
         if name not in ("tokenizer", "reads") and was != value:
@@ -147,69 +168,102 @@ def _op(recipe: Recipe, release: Release, step: str) -> ImageTokens:
     return op
 
 
-def _pages(release: Release, step: str, out: Verified) -> Iterator[Finding]:
-    spec = release.document["columns"][step]
-    system, base = filesystem(join(release.dataset_uri, spec["table"]))
-    for file in spec["files"]:
+def _pages(release: Release, column: str, table: Mapping[str, Any], out: Verified) -> Iterator[Finding]:
+    system, base = filesystem(join(release.dataset_uri, table["table"]))
+    for file in table["files"]:
         out.files += 1
         try:
             with system.open_input_file(join(base, file["path"])) as handle:
                 reader = pq.ParquetFile(handle, page_checksum_verification=True)
+                if reader.metadata.num_rows != file["rows"]:
+                    what = f"{reader.metadata.num_rows:,} rows, the release lists {file['rows']:,}"
+                    yield Finding(column, "pages", file["path"], what)
                 for group in range(reader.metadata.num_row_groups):
                     reader.read_row_group(group)
         except (OSError, pa.ArrowException) as error:
-            yield Finding(step, "pages", file["path"], str(error).splitlines()[0])
+            yield Finding(column, "pages", file["path"], str(error).splitlines()[0])
 
 
-def _lengths(release: Release, step: str, op: ImageTokens, out: Verified) -> Iterator[Finding]:
-    codes = read_config(op.tokenizer).codes
+def _whole(release: Release, step: str, op: ImageTokens, out: Verified) -> Iterator[Finding]:
+    """What every row can be asked without its picture."""
+    codes, made = read_config(op.tokenizer).codes, release.columns[step]["config"]["tokenizer"]
     for start in range(0, len(release.ids), AT_ONCE):
         ids = release.ids[start : start + AT_ONCE]
         keys = release.rows(ids)["key"].to_pylist()
         for key, row in zip(keys, release.column(step, ids=ids).to_pylist(), strict=True):
             out.rows += 1
-            if row["error"] is None and (problem := _length_problem(row, codes)):
+            if row["error"] is not None:
+                continue
+            if problem := _length_problem(row, op, codes):
                 yield Finding(step, "lengths", key, problem, row["id"])
+            elif row["tokenizer"] != made:
+                what = f"made by tokenizer {row['tokenizer']}, the release names {made}"
+                yield Finding(step, "tokenizer", key, what, row["id"])
 
 
-def _length_problem(row: dict[str, Any], codes: int) -> str:
+def _length_problem(row: dict[str, Any], op: ImageTokens, codes: int) -> str:
+    if (row["scales"], row["draws"]) != (op.count, op.draws):
+        return f"{row['scales']} scales and {row['draws']} draws, the step says {op.count} and {op.draws}"
+    if row["schedule"] not in range(len(FINAL_GRIDS)):
+        return f"there is no schedule {row['schedule']}"
     wanted = tokens(schedule(FINAL_GRIDS[row["schedule"]], row["scales"]))
     if row["n_tokens"] != wanted:
         return f"n_tokens is {row['n_tokens']}, its schedule has {wanted}"
     for side in SIDES:
-        size = wanted * row["draws"] * INDEX_DTYPE.itemsize
-        if len(row[side]) != size:
-            return f"{side} has {len(row[side])} bytes, {size} are due"
+        size = wanted * INDEX_DTYPE.itemsize * ((1 if op.clean else 0) if side == "clean" else row["draws"])
+        if len(row[side] or b"") != size:
+            return f"{side} has {len(row[side] or b'')} bytes, {size} are due"
+        if not size:
+            continue
         if (largest := int(unpack_indices(row[side]).max())) >= codes:
             return f"{side} holds code {largest} of a codebook of {codes}"
     return ""
 
 
-def _encoded(release: Release, step: str, op: ImageTokens, sample: int, seed: int, out: Verified) -> Iterator[Finding]:
-    ids = release.ids
-    chosen = np.sort(ids[np.argsort(hash64(ids, "verify", seed), kind="stable")[:sample]])
+def _encoded(
+    recipe: Recipe, release: Release, step: str, chosen: np.ndarray, differing: set[int | None], out: Verified
+) -> Iterator[Finding]:
+    """What a fresh encoding of `chosen` rows says of them; not of those in `differing`, of which enough is known."""
+    op = recipe.steps[step]
+    assert isinstance(op, ImageTokens)
     if not len(chosen):
         return
     op.setup()
-    content = Content()
+    fetch = _fetcher(recipe, release, step)
     stored = release.column(step, ids=chosen).to_pylist()
     for item, row in zip(release.rows(chosen).to_pylist(), stored, strict=True):
         out.sampled += 1
-        if row["error"] is not None:
+        if row["error"] is not None or row["id"] in differing:
             continue
         try:
-            rgb = pixels.decode(content.fetch(item), item.get("frame") or 0)
+            rgb = pixels.decode(fetch(item), item.get("frame") or 0)
         except (OSError, ContentError, pixels.PictureError) as error:
             what = f"the picture cannot be read any more: {error}"
             yield Finding(step, "encoding", item["key"], what, item["id"])
             continue
         fresh = op.measure(Row(item["id"], item["key"], pixels=rgb))
-        for side in SIDES:
-            if fresh[side] != row[side]:
-                what = f"{side} differs{_first(fresh[side], row[side])}"
-                yield Finding(step, "encoding", item["key"], what, item["id"])
+        for name in fresh:
+            if fresh[name] != row[name]:
+                how = _first(fresh[name], row[name]) if name in SIDES else f": {row[name]}, anew {fresh[name]}"
+                yield Finding(step, "encoding", item["key"], f"{name} differs{how}", item["id"])
         if at := _incoherent(op, rgb, row):
             yield Finding(step, "coherence", item["key"], at, item["id"])
+
+
+def _fetcher(recipe: Recipe, release: Release, step: str) -> Callable[[Mapping[str, Any]], bytes]:
+    """Bytes of a row: from where the source found them, or from the released column that brought them."""
+    bringing = Graph(recipe)[step].content
+    if bringing is None:
+        return Content().fetch
+    column = getattr(recipe.steps[bringing], "content", "")
+
+    def brought(row: Mapping[str, Any]) -> bytes:
+        raw = release.column(bringing, [column], np.array([row["id"]]))[column][0].as_py()
+        if raw is None:
+            raise ContentError(f"column {bringing} has no bytes for it")
+        return raw
+
+    return brought
 
 
 def _first(fresh: bytes, stored: bytes) -> str:
