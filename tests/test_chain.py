@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,9 @@ from PIL import Image
 
 from engine import build, contents, plans, run
 from nextloom import pixels
+from nextloom.errors import UserError
 from nextloom.pipelines.release import make_release
+from nextloom.store.release import Release
 from nextloom.tokenize.packing import open_plan, write_plan
 from nextloom.tokenize.tokenizer_config import digest
 from nextloom.train.data import PackedData
@@ -68,6 +72,35 @@ def test_red_left_blue_right_from_file_to_pack_and_back(tmp_path):
         left, right = rgb[:, :20].mean(axis=(0, 1)), rgb[:, 28:].mean(axis=(0, 1))
         assert left[0] > 180 and left[1:].max() < 75
         assert right[2] > 180 and right[:2].max() < 75
+
+
+def test_each_epoch_has_its_draw_and_another_tokenizers_row_is_refused(tmp_path):
+    (tmp_path / "pics").mkdir()
+    for number in range(3):
+        Image.effect_noise((48, 24), 20 + number).convert("RGB").save(tmp_path / "pics" / f"n{number}.png")
+        (tmp_path / "pics" / f"n{number}.txt").write_text("noise")
+    random_tokenizer(0).save(tmp_path / "tokenizer")
+    steps = {**STEPS, "tokens": {**STEPS["tokens"], "p": 0.6, "draws": 2}}
+    recipe, dataset = build(tmp_path, steps, **MORE)
+    run(recipe, dataset)
+    with dataset.lease("test"):
+        release, _ = make_release(recipe, dataset, "tokens")
+        write_plan(dataset, "train", recipe.packs["train"], release)
+    data = PackedData(open_plan(dataset.uri, "train"), release, 0)
+    for row in release.column("tokens").to_pylist():
+        stored = {side: np.frombuffer(row[side], "<u2").reshape(2, row["n_tokens"]) for side in ("input", "target")}
+        assert stored["input"][0].tolist() != stored["input"][1].tolist()
+        for epoch, draw in enumerate((0, 1, 0, 1)):
+            picture = data.document(row["id"], epoch=epoch)[-1]
+            assert picture.inputs.tolist() == stored["input"][draw].tolist(), f"epoch {epoch}"
+            assert picture.targets.tolist() == stored["target"][draw].tolist(), f"epoch {epoch}"
+    packs = [pack for step in range(3 * len(data)) for pack in data.packs_of(step, 1)]
+    assert {epoch for epoch, _ in packs} == {0, 1, 2}
+    document = json.loads(json.dumps(release.document))
+    document["columns"]["tokens"]["config"]["tokenizer"] = "0123456789abcdef"
+    mixed = PackedData(open_plan(dataset.uri, "train"), Release(dataset.uri, document), 0)
+    with pytest.raises(UserError, match=r"made by tokenizer .*names 0123456789abcdef\n  next: nextloom verify"):
+        mixed.document(int(release.ids[0]))
 
 
 def test_a_new_tokenizer_makes_only_its_tokens_stale(tmp_path):

@@ -171,6 +171,15 @@ def test_a_trainer_refuses_a_tokenizer_that_did_not_make_the_release(tmp_path):
     data = {"train": "decoder", "output": "out", "dataset": "datasets/toy", "packs": "train", "tokenizer": "tokenizer"}
     job = training({**data, "steps": 2, "warmup": 1, "model": model}, root=str(tmp_path))
     assert inputs(job)["tokenizer"] == digest(tmp_path / "tokenizer")
+    both = {**DATA, "steps": {**DATA["steps"], "fine": {**DATA["steps"]["tokens"], "tokenizer": "other", "scales": 4}}}
+    both["releases"] = {"mixed": {"rows": "keep", "columns": ["tokens", "text", "fine"]}}
+    random_tokenizer(2).save(tmp_path / "other")
+    mixed, _ = build(tmp_path, **both)
+    run(mixed, dataset)
+    with dataset.lease("test"):
+        make_release(mixed, dataset, "mixed")
+    with pytest.raises(UserError, match=r"different tokenizers: tokens by \w+, fine by \w+\n  next: nextloom run"):
+        inputs(training({**data, "release": "mixed", "steps": 2, "warmup": 1, "model": model}, root=str(tmp_path)))
     random_tokenizer(1).save(tmp_path / "tokenizer")
     with pytest.raises(UserError, match=r"made by a\s+tokenizer with digest .*\n  next: nextloom run RECIPE"):
         inputs(job)

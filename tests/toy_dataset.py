@@ -34,6 +34,7 @@ IMAGES = pa.schema(
         ("target", pa.binary()),
         ("input", pa.binary()),
         ("clean", pa.binary()),
+        ("tokenizer", pa.string()),
         ("error", ERROR),
     ]
 )
@@ -85,6 +86,8 @@ def build(
             "text": {"tokenizer": vocabulary, "column": "caption", "empty": "refuse"},
             "tokens": {"tokenizer": digest(tokenizer) if tokenizer else None, "scales": scales},
         }
+        for picture in pictures:
+            picture["tokenizer"] = configs["tokens"]["tokenizer"]
         columns = {}
         for step, schema, data, version in (("text", TEXT, text, "t"), ("tokens", IMAGES, pictures, f"i{seed}")):
             column = dataset.column(step, version)

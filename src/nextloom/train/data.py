@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from nextloom.errors import UserError
 from nextloom.hashing import hash64, uniform
 from nextloom.io import join
 from nextloom.store.files import File, read_files
@@ -25,7 +26,7 @@ from nextloom.tokenize.text_tokens import ID_DTYPE
 from nextloom.tokenize.tokenizer_config import unpack_indices
 
 CACHED_FILES = 64
-PICTURE = ["schedule", "scales", "n_tokens", "draws", "target", "input"]
+PICTURE = ["schedule", "scales", "n_tokens", "draws", "target", "input", "tokenizer"]
 
 
 class TokenColumn:
@@ -73,6 +74,7 @@ class PackedData:
         self._offsets = np.cumsum([0, *packs["samples"].combine_chunks().value_lengths().to_pylist()])
         self._samples = packs["samples"].combine_chunks().flatten().to_numpy()
         self._pictures = TokenColumn(release, plan.receipt["images"], PICTURE)
+        self._tokenizer = release.columns[plan.receipt["images"]]["config"]["tokenizer"]
         text = plan.receipt["text"]
         self._text = None if text is None else TokenColumn(release, text, ["ids"])
         self._order = lru_cache(maxsize=2)(self._permutation)
@@ -104,12 +106,22 @@ class PackedData:
         return [self.document(int(s), bool(drop), epoch=epoch) for s, drop in zip(samples, null, strict=True)]
 
     def document(self, sample: int, null: bool = False, caption_of: int | None = None, epoch: int = 0) -> Document:
-        """Caption without loss, then the picture as drawn for `epoch`; the caption of `caption_of` when given."""
+        """Caption without loss, then the picture as drawn for `epoch`; the caption of `caption_of` when given.
+
+        Raises:
+            UserError: the row's codes are not of the tokenizer that the release names.
+        """
         segments: list[Segment] = []
         if self._text is not None and not null:
             raw = self._text.row(sample if caption_of is None else caption_of)["ids"]
             segments.append(Text(np.frombuffer(raw, ID_DTYPE), loss=False))
         row = self._pictures.row(sample)
+        if row["tokenizer"] != self._tokenizer:
+            raise UserError(
+                f"sample {sample} was made by tokenizer {row['tokenizer']}, the release names {self._tokenizer}",
+                where=self.release.name,
+                next="nextloom verify RECIPE --mend, then nextloom run RECIPE",
+            )
         grids = schedule(FINAL_GRIDS[row["schedule"]], row["scales"])
         at = (epoch % row["draws"]) * row["n_tokens"]
         read, predicted = (unpack_indices(row[side])[at : at + row["n_tokens"]] for side in ("input", "target"))

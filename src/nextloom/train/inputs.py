@@ -88,6 +88,14 @@ def _check_tokenizer(recipe: DecoderRecipe, plan: PackPlan, release: Release) ->
     except FileNotFoundError as error:
         raise UserError(f"an incomplete tokenizer: {error}", where="tokenizer", next="nextloom train RECIPE") from None
     there = release.columns[plan.receipt["images"]]["config"].get("tokenizer")
+    codes = {name: c["config"]["tokenizer"] for name, c in release.columns.items() if c["op"] == "image_tokens"}
+    if len(set(codes.values())) > 1:
+        told = ", ".join(f"{name} by {made}" for name, made in codes.items())
+        raise UserError(
+            f"the columns of release {release.name} were made by different tokenizers: {told}",
+            where="release",
+            next="nextloom run RECIPE with one tokenizer for all of them, or a release of one of these columns",
+        )
     if here != there:
         raise UserError(
             f"{Path(recipe.tokenizer)} has digest {here}, but the codes of release {release.name} were made by a "
