@@ -143,30 +143,37 @@ def load(
         for name in _names(group, named):
             parameter = named[name]
             optimizer.state[parameter] = {
-                "step": moments[f"step.{name}"],
+                "step": moments[f"step.{name}"].to(parameter.device),  # where the fused AdamW wants it
                 **{k: torch.empty_like(parameter).copy_(moments[f"{k}.{name}"]) for k in MOMENTS[1:]},
             }
     return Progress(**{name: state[name] for name in Progress.__dataclass_fields__})
 
 
 def rng_state() -> Rng:
-    """State of torch's, numpy's and Python's generators, as plain data."""
+    """State of torch's (a GPU's too, where one is in use), numpy's and Python's generators, as plain data."""
     numpy = np.random.get_state(legacy=False)
     version, words, spare = random.getstate()
     return {
         "torch": torch.get_rng_state().numpy().tobytes().hex(),
         "numpy": {**numpy, "state": {"key": numpy["state"]["key"].tolist(), "pos": numpy["state"]["pos"]}},
         "python": [version, list(words), spare],
+        **({"cuda": torch.cuda.get_rng_state().numpy().tobytes().hex()} if torch.cuda.is_initialized() else {}),
     }
 
 
 def set_rng_state(state: Rng) -> None:
     """Restore what `rng_state` gave."""
-    torch.set_rng_state(torch.from_numpy(np.frombuffer(bytes.fromhex(state["torch"]), np.uint8).copy()))
+    torch.set_rng_state(_bytes(state["torch"]))
+    if "cuda" in state and torch.cuda.is_initialized():
+        torch.cuda.set_rng_state(_bytes(state["cuda"]))
     inner = state["numpy"]["state"]
     np.random.set_state({**state["numpy"], "state": {**inner, "key": np.array(inner["key"], np.uint32)}})
     version, words, spare = state["python"]
     random.setstate((version, tuple(words), spare))
+
+
+def _bytes(hexadecimal: str) -> Tensor:
+    return torch.from_numpy(np.frombuffer(bytes.fromhex(hexadecimal), np.uint8).copy())
 
 
 def _sync(path: Path) -> None:

@@ -33,7 +33,7 @@ from nextloom.train.folder import RECEIPT, RUN, read, write
 from nextloom.train.inputs import inputs
 from nextloom.train.on_ray import PATIENT, train_on_ray
 from nextloom.train.recipe import TrainRecipe, differences
-from nextloom.train.work import work
+from nextloom.train.work import gpu, work
 
 
 @dataclass(frozen=True)
@@ -113,13 +113,14 @@ def launch(
         state = inspect(recipe, fresh=fresh)  # again: another launch may have ended just now
         if state.state == "fresh":
             return {"state": "fresh", **read(folder / RECEIPT)["summary"]}
+        device = gpu() if recipe.execution.use_gpu and recipe.execution.workers == 0 else "cpu"
         if state.state != "resume":
             _start_over(folder, state.identity)
         with _following(folder, on_line):
             if recipe.execution.workers == 0:
                 for name, value in PATIENT.items():
                     os.environ.setdefault(name, value)
-                work(recipe, state.identity)
+                work(recipe, state.identity, device=device)
             else:
                 train_on_ray(recipe, state.identity, address)
         return {"state": "trained", **read(folder / RECEIPT)["summary"]}

@@ -17,7 +17,7 @@ from nextloom.errors import UserError
 from nextloom.op import digest
 from nextloom.train.folder import FAILURE, read, write
 from nextloom.train.recipe import TrainRecipe
-from nextloom.train.work import work
+from nextloom.train.work import gpu, work
 
 PATIENT = {"GOMP_SPINCOUNT": "30000"}
 """Threads that wait go to sleep soon. By default they spin ten times as long, and on a machine that other processes
@@ -35,7 +35,8 @@ def train_on_ray(recipe: TrainRecipe, identity: Mapping[str, Any], address: str 
         address: of a Ray cluster; None starts a local one.
 
     Raises:
-        UserError: what stopped a worker, or workers died more than `max_failures` times.
+        UserError: GPUs are asked for that the cluster does not have, what stopped a worker, or workers died more than
+            `max_failures` times.
     """
     from nextloom.cluster.connect import connect
 
@@ -45,13 +46,16 @@ def train_on_ray(recipe: TrainRecipe, identity: Mapping[str, Any], address: str 
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    use_gpu = recipe.execution.use_gpu
+    if use_gpu:
+        _check_gpus(recipe.execution.workers)
     storage, failure = recipe.run_folder / "ray", recipe.run_folder / FAILURE
     failure.unlink(missing_ok=True)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"recipe": recipe, "identity": identity},
-        torch_config=TorchConfig(backend="gloo"),
-        scaling_config=ScalingConfig(num_workers=recipe.execution.workers),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=recipe.execution.workers, use_gpu=use_gpu),
         run_config=RunConfig(
             name=digest(identity),
             storage_path=str(storage),
@@ -76,15 +80,35 @@ def train_on_ray(recipe: TrainRecipe, identity: Mapping[str, Any], address: str 
         raise UserError(told["what"], where=told["where"], next=told["next"])
 
 
+def _check_gpus(workers: int) -> None:
+    """Refuse what the cluster can never give, instead of waiting for it; and a torch that cannot use it."""
+    import ray
+    from ray.exceptions import RayTaskError
+
+    have = ray.cluster_resources().get("GPU", 0)
+    if have < workers:
+        raise UserError(
+            f"{workers} workers want a GPU each, the cluster has {have:g}",
+            where="execution.use_gpu",
+            next="--address of a larger cluster, --set execution.workers=..., or --set execution.use_gpu=false",
+        )
+    try:
+        ray.get(ray.remote(num_gpus=1)(gpu).remote())
+    except RayTaskError as error:
+        raise error.cause if isinstance(error.cause, UserError) else error from None
+
+
 def _worker(config: dict[str, Any]) -> None:
     import ray.train
+    import ray.train.torch
 
     recipe, context = config["recipe"], ray.train.get_context()
     failure, world = recipe.run_folder / FAILURE, context.get_world_size()
     if failure.exists():
         return
     try:
-        work(recipe, config["identity"], rank=context.get_world_rank(), world=world)
+        device = ray.train.torch.get_device() if recipe.execution.use_gpu else "cpu"
+        work(recipe, config["identity"], rank=context.get_world_rank(), world=world, device=device)
     except UserError as error:
         write(failure, {"what": error.what, "where": error.where, "next": error.next})
         if world > 1:

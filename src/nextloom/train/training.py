@@ -23,6 +23,8 @@ class Execution(Model):
 
     workers: int = Field(1, ge=0)
     """Ray Train workers; 0 trains in this process, without Ray."""
+    use_gpu: bool = False
+    """Each worker has a GPU of its own, and they exchange gradients by NCCL; without, they train on CPUs, by gloo."""
     threads: int | None = Field(None, gt=0)
     """Torch threads per worker; default: the machine's cores shared among the workers. Resuming gives the same bits
     only at the same number."""

@@ -17,14 +17,17 @@ from nextloom.train.tokenizer_inputs import weights_of
 from nextloom.train.tracker import read as read_metrics
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from nextloom.train.checkpoint import Progress
     from nextloom.train.loop import Task
 
+    Device = str | torch.device
 
-def work(recipe: TrainRecipe, identity: Mapping[str, Any], *, rank: int = 0, world: int = 1) -> None:
-    """Train; on the first worker, save the model and write the receipt.
+
+def work(recipe: TrainRecipe, identity: Mapping[str, Any], *, rank: int = 0, world: int = 1, device: Device = "cpu") -> None:
+    """Train on `device`; on the first worker, save the model and write the receipt.
 
     Raises:
         UserError: as `make_task` and `nextloom.train.loop.train`, or the finished model gives no finite figures.
@@ -34,14 +37,31 @@ def work(recipe: TrainRecipe, identity: Mapping[str, Any], *, rank: int = 0, wor
 
     if rank == 0:
         clean(recipe.run_folder)
-    task = make_task(recipe)
+    task = make_task(recipe, device)
     model, progress = train(task, recipe, identity, rank=rank, world=world)
     if rank == 0:
         _finish(recipe, task, model, identity, progress)
 
 
-def make_task(recipe: TrainRecipe) -> Task:
-    """The task of a recipe, its data opened.
+def gpu() -> str:
+    """The GPU of this process.
+
+    Raises:
+        UserError: there is none.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"use_gpu is set, but torch {torch.__version__} sees no GPU on this machine",
+            where="execution.use_gpu",
+            next="run where there is one, with a CUDA build of torch, or --set execution.use_gpu=false",
+        )
+    return "cuda"
+
+
+def make_task(recipe: TrainRecipe, device: Device = "cpu") -> Task:
+    """The task of a recipe on `device`, its data opened.
 
     Raises:
         UserError: what the recipe names is absent, cannot be read, or does not belong together.
@@ -49,13 +69,13 @@ def make_task(recipe: TrainRecipe) -> Task:
     if isinstance(recipe, DecoderRecipe):
         from nextloom.train.decoder import DecoderTask
 
-        return DecoderTask.open(recipe)
+        return DecoderTask.open(recipe, device)
     from nextloom.train.gallery import Gallery
     from nextloom.train.tokenizer import TokenizerTask
 
     release = open_release(recipe.dataset, recipe.release)
     weights = weights_of(recipe.sampling, release) if recipe.sampling else None
-    return TokenizerTask(recipe, Gallery(release), ids=release.ids, weights=weights)
+    return TokenizerTask(recipe, Gallery(release), device, ids=release.ids, weights=weights)
 
 
 def _finish(recipe: TrainRecipe, task: Task, model: nn.Module, identity: Mapping[str, Any], progress: Progress) -> None:
