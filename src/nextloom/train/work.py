@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     Device = str | torch.device
 
 
-def work(recipe: TrainRecipe, identity: Mapping[str, Any], *, rank: int = 0, world: int = 1, device: Device = "cpu") -> None:
+def work(
+    recipe: TrainRecipe, identity: Mapping[str, Any], *, rank: int = 0, world: int = 1, device: Device = "cpu"
+) -> None:
     """Train on `device`; on the first worker, save the model and write the receipt.
 
     Raises:

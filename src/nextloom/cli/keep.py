@@ -1,0 +1,124 @@
+"""Verbs over what a dataset keeps: releases and their check, files, packs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from nextloom.cli.app import AsJson, RecipeArg, Root, Sets, app, load
+from nextloom.config import DEFAULT_ROOT
+from nextloom.errors import UserError
+
+
+@app.command()
+def release(
+    recipe: RecipeArg,
+    name: Annotated[str | None, typer.Argument(help="which release of the recipe; default: all")] = None,
+    root: Root = DEFAULT_ROOT,
+    sets: Sets = None,
+) -> None:
+    """Publish an immutable manifest of rows and columns."""
+    from nextloom.pipelines.release import make_release
+
+    loaded, dataset = load(recipe, root, sets)
+    with dataset.lease(f"nextloom release {recipe}"):
+        for each in [name] if name else list(loaded.releases):
+            made, new = make_release(loaded, dataset, each)
+            print(f"{made.name}  {len(made.ids):,} rows, {len(made.columns)} columns{'' if new else '  (unchanged)'}")
+
+
+@app.command()
+def verify(
+    recipe: RecipeArg,
+    root: Root = DEFAULT_ROOT,
+    sets: Sets = None,
+    name: Annotated[str | None, typer.Option("--release", metavar="NAME", help="default: the newest of each")] = None,
+    sample: Annotated[int, typer.Option(metavar="N", help="rows per column that are encoded anew")] = 1000,
+    seed: Annotated[int, typer.Option(help="another one looks at other rows")] = 0,
+    repair: Annotated[bool, typer.Option("--mend", help="take what differs out, for a run to do again")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check the token columns of releases against checksums, schedules and a fresh encoding; code 1 if any differs."""
+    from nextloom.pipelines.verify import mend
+    from nextloom.pipelines.verify import verify as check
+    from nextloom.store.release import latest, open_release
+
+    loaded, dataset = load(recipe, root, sets)
+    newest = [latest(dataset.uri, each) for each, spec in loaded.releases.items() if spec.columns]
+    chosen = [r for r in ([open_release(dataset.uri, name)] if name else newest) if r]
+    results = [check(loaded, each, sample, seed) for each in chosen]
+    if not results:
+        raise UserError("no release to verify", where=dataset.uri, next=f"nextloom release {recipe}")
+    if as_json:
+        print(json.dumps([result.as_dict() for result in results], indent=1))
+    for result in results if not as_json else ():
+        for finding in result.findings:
+            print(f"{finding.column}: {finding.check}: {finding.key}: {finding.what}")
+        print(
+            f"{result.release}: {result.files:,} files, {result.rows:,} rows, {result.sampled:,} encoded anew, "
+            f"{len(result.findings):,} differ"
+        )
+    wrong = sum(len(result.findings) for result in results)
+    if wrong and repair:
+        with dataset.lease(f"nextloom verify {recipe} --mend"):
+            files = sum(mend(loaded, dataset, r, result.findings) for r, result in zip(chosen, results, strict=True))
+        print(f"{files:,} files taken out; next: nextloom run {recipe}, which makes their rows again", file=sys.stderr)
+    elif wrong:
+        hint = f"nextloom verify {recipe} --mend takes them out, then nextloom run {recipe} makes them again"
+        raise UserError(f"{wrong} findings", where=results[0].release, next=hint)
+
+
+@app.command()
+def compact(recipe: RecipeArg, root: Root = DEFAULT_ROOT, sets: Sets = None) -> None:
+    """Merge the small files that many runs left; no value, id or state changes."""
+    from nextloom.pipelines.compact import compact as merge
+
+    loaded, dataset = load(recipe, root, sets)
+    with dataset.lease(f"nextloom compact {recipe}"):
+        tables = merge(loaded, dataset)
+    before, after = sum(t.before for t in tables), sum(t.after for t in tables)
+    for table in tables:
+        if table.before != table.after:
+            print(f"{table.table}: {table.before:,} files -> {table.after:,}")
+    print(f"{before:,} files -> {after:,}")
+
+
+@app.command()
+def vacuum(
+    recipe: RecipeArg,
+    root: Root = DEFAULT_ROOT,
+    sets: Sets = None,
+    older_than: Annotated[float, typer.Option(metavar="HOURS", help="only files that old")] = 1.0,
+    delete: Annotated[bool, typer.Option("--delete", help="delete them; without it they are only listed")] = False,
+) -> None:
+    """List, or delete, files that no column, pack plan or release names any more."""
+    from nextloom.pipelines.plan import wanted_fingerprints
+    from nextloom.store.vacuum import find_garbage
+    from nextloom.store.vacuum import vacuum as remove
+
+    loaded, dataset = load(recipe, root, sets)
+    wanted = wanted_fingerprints(loaded, dataset)
+    with dataset.lease(f"nextloom vacuum {recipe}"):
+        garbage = find_garbage(dataset, wanted, older_than)
+        if delete:
+            remove(dataset, garbage)
+    for table in garbage:
+        print(f"{table.table}: {len(table.files):,} files, {table.size:,} bytes")
+    count, size = sum(len(t.files) for t in garbage), sum(t.size for t in garbage)
+    print(f"{count:,} files, {size:,} bytes {'deleted' if delete else 'can go; --delete deletes them'}")
+
+
+@app.command()
+def pack(recipe: RecipeArg, root: Root = DEFAULT_ROOT, sets: Sets = None) -> None:
+    """Cut releases into packs of equal cost under a token cap."""
+    from nextloom.store.release import open_release
+    from nextloom.tokenize.packing import write_plan
+
+    loaded, dataset = load(recipe, root, sets)
+    with dataset.lease(f"nextloom pack {recipe}"):
+        for name, op in loaded.packs.items():
+            result = write_plan(dataset, name, op, open_release(dataset.uri, op.release))
+            print(f"{name}: {result.state}, " + ", ".join(f"{k} {v:,}" for k, v in result.counts.items()))
