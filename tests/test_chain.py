@@ -16,7 +16,7 @@ from nextloom.pipelines.release import make_release
 from nextloom.store.release import Release
 from nextloom.tokenize.packing import open_plan, write_plan
 from nextloom.tokenize.tokenizer_config import digest
-from nextloom.train.data import PackedData
+from nextloom.train.decoder.data import PackedData
 from toy_tokenizers import colour_tokenizer, random_tokenizer
 
 pytestmark = pytest.mark.usefixtures("ray_local")

@@ -20,11 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nextloom.errors import UserError
-from nextloom.train import checkpoint, loop
-from nextloom.train.decoder import DecoderTask
-from nextloom.train.loop import make_optimizer, train
-from nextloom.train.recipe import DecoderRecipe
-from nextloom.train.tracker import read
+from nextloom.train.decoder.recipe import DecoderRecipe
+from nextloom.train.decoder.task import DecoderTask
+from nextloom.train.engine import checkpoint, loop
+from nextloom.train.engine.loop import make_optimizer, train
+from nextloom.train.engine.tracker import read
 from test_training import recipe, world
 
 STEPS = 8
@@ -65,8 +65,9 @@ def test_stopped_at_any_step_and_resumed_gives_the_same_bits(root, undisturbed, 
 def test_after_sigkill_the_run_goes_on_with_the_same_bits(root, undisturbed):
     wanted = small(root, "killed", checkpoint_every=1, log_every=1)
     code = (
-        "import sys, time; from nextloom.train.recipe import DecoderRecipe; from nextloom.train.loop import train\n"
-        "from nextloom.train.decoder import DecoderTask\n"
+        "import sys, time; from nextloom.train.decoder.recipe import DecoderRecipe\n"
+        "from nextloom.train.engine.loop import train\n"
+        "from nextloom.train.decoder.task import DecoderTask\n"
         "class Slow(DecoderTask):\n"
         "    def batch(self, step, rank=0, world=1):\n"
         "        time.sleep(0.25 if step > 2 else 0); return super().batch(step, rank, world)\n"

@@ -18,7 +18,7 @@ from nextloom.errors import UserError
 from nextloom.op import Row, RowFailure
 from nextloom.pipelines.recipe import Recipe
 from nextloom.pipelines.release import make_release
-from nextloom.train.pictures import originals
+from nextloom.train.pictures.rows import originals
 from web_server import HOLD, WebServer, picture
 
 QUICK = {"backoff": 0.02, "connect_timeout": 2, "read_timeout": 1, "timeout": 4}

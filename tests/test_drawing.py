@@ -20,12 +20,12 @@ import toy_dataset
 from nextloom.errors import UserError
 from nextloom.tokenize.text_tokens import TextTokens
 from nextloom.tokenize.tokenizer import Tokenizer
-from nextloom.train import drawing
-from nextloom.train.drawing import draw_recipe
+from nextloom.train.decoder import drawing
+from nextloom.train.decoder.drawing import draw_recipe
+from nextloom.train.decoder.prompts import encoded
 from nextloom.train.launch import launch
-from nextloom.train.likeness import chance, own_nearest, psnr
-from nextloom.train.pictures import originals
-from nextloom.train.prompts import encoded
+from nextloom.train.pictures.likeness import chance, own_nearest, psnr
+from nextloom.train.pictures.rows import originals
 from test_training import CAPTIONS, TOKENIZER, learnt, recipe, world
 
 

@@ -15,8 +15,8 @@ from nextloom.store.dataset import Dataset
 from nextloom.store.files import write_file
 from nextloom.store.release import Release, open_release
 from nextloom.store.rowset import describe
-from nextloom.train import gallery
-from nextloom.train.gallery import Gallery
+from nextloom.train.tokenizer import gallery
+from nextloom.train.tokenizer.gallery import Gallery
 from test_training import CAPTIONS, world
 
 SIZES = pa.schema([("id", pa.int64()), ("height", pa.int32()), ("width", pa.int32())])

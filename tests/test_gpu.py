@@ -15,10 +15,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nextloom.errors import UserError
-from nextloom.train.decoder import DecoderTask
+from nextloom.train.decoder.task import DecoderTask
+from nextloom.train.engine.loop import Task
 from nextloom.train.launch import launch
-from nextloom.train.loop import Task
-from nextloom.train.tokenizer import TokenizerTask
+from nextloom.train.tokenizer.task import TokenizerTask
 from test_tokenizer import SMALL, pictures, wanted
 from test_training import recipe, world
 

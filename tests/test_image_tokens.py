@@ -20,8 +20,8 @@ from nextloom.tokenize.image_tokens import ImageTokens
 from nextloom.tokenize.schedule import FINAL_GRIDS, schedule
 from nextloom.tokenize.tokenizer import Tokenizer
 from nextloom.tokenize.tokenizer_config import digest, unpack_indices
-from nextloom.train.recipe import TokenizerRecipe
-from nextloom.train.tokenizer import TokenizerTask
+from nextloom.train.tokenizer.recipe import TokenizerRecipe
+from nextloom.train.tokenizer.task import TokenizerTask
 from toy_tokenizers import SMALL, random_tokenizer
 
 CONFIG = SMALL.model_copy(update={"pixel_dim": 4})

@@ -18,11 +18,11 @@ from nextloom.cli import main
 from nextloom.errors import UserError
 from nextloom.tokenize.schedule import FINAL_GRIDS, schedule
 from nextloom.tokenize.tokenizer import Tokenizer
+from nextloom.train.engine.tracker import read
 from nextloom.train.launch import launch
-from nextloom.train.recipe import TokenizerRecipe
-from nextloom.train.reconstruction import ReconstructionRecipe, evaluate
-from nextloom.train.tokenizer import TokenizerTask
-from nextloom.train.tracker import read
+from nextloom.train.tokenizer.recipe import TokenizerRecipe
+from nextloom.train.tokenizer.reconstruction import ReconstructionRecipe, evaluate
+from nextloom.train.tokenizer.task import TokenizerTask
 from test_training import world
 from toy_stages import as_input, noise, task_of, tokenizer_recipe
 

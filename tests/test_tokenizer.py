@@ -26,8 +26,8 @@ from nextloom.tokenize.tokenizer_config import (
     toy,
     unpack_indices,
 )
-from nextloom.train.recipe import TokenizerRecipe
-from nextloom.train.tokenizer import TokenizerTask
+from nextloom.train.tokenizer.recipe import TokenizerRecipe
+from nextloom.train.tokenizer.task import TokenizerTask
 from toy_tokenizers import SMALL, random_tokenizer
 
 SQUARE = schedule(FINAL_GRIDS[20], 4)

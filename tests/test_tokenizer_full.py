@@ -33,7 +33,7 @@ from nextloom.tokenize.siglip_config import FIXED, LIBRARY, NAMES, SiglipConfig,
 from nextloom.tokenize.teacher import make_teacher
 from nextloom.tokenize.tokenizer import Tokenizer
 from nextloom.tokenize.tokenizer_config import PROFILES, CnnConfig, TokenizerConfig, VitConfig, full, full_double
-from nextloom.train.tokenizer_inputs import doubled
+from nextloom.train.tokenizer.inputs import doubled
 from toy_encoders import VISION, photo, save_fixed, save_naflex
 from toy_tokenizers import SMALL, SMALL_CNN, random_tokenizer
 

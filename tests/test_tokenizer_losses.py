@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from nextloom.errors import UserError
 from nextloom.tokenize.schedule import FINAL_GRIDS, schedule
 from nextloom.tokenize.tokenizer import Tokenizer
-from nextloom.train.lpips import Lpips
-from nextloom.train.patch_gan import Adversarial, PatchGan
-from nextloom.train.sampling import Order
-from nextloom.train.ssim import ssim
+from nextloom.train.pictures.ssim import ssim
+from nextloom.train.tokenizer.lpips import Lpips
+from nextloom.train.tokenizer.patch_gan import Adversarial, PatchGan
+from nextloom.train.tokenizer.sampling import Order
 from test_training import TOKENIZER
 from toy_stages import as_input, noise, published_lpips, write_lpips
 

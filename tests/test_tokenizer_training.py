@@ -18,15 +18,15 @@ from nextloom.tokenize.schedule import FINAL_GRIDS, schedule
 from nextloom.tokenize.siglip_config import SiglipConfig
 from nextloom.tokenize.tokenizer import Tokenizer
 from nextloom.tokenize.tokenizer_config import VitConfig
-from nextloom.train import checkpoint
 from nextloom.train import recipe as recipes
-from nextloom.train.ema import Average
+from nextloom.train.engine import checkpoint
+from nextloom.train.engine.ema import Average
+from nextloom.train.engine.loop import _clip, make_optimizer
+from nextloom.train.engine.tracker import read
 from nextloom.train.launch import inspect, launch
-from nextloom.train.loop import _clip, make_optimizer
-from nextloom.train.recipe import TokenizerRecipe
-from nextloom.train.tokenizer import TokenizerTask
-from nextloom.train.tokenizer_inputs import doubled, tokenizer_inputs, weights_of
-from nextloom.train.tracker import read
+from nextloom.train.tokenizer.inputs import doubled, tokenizer_inputs, weights_of
+from nextloom.train.tokenizer.recipe import TokenizerRecipe
+from nextloom.train.tokenizer.task import TokenizerTask
 from test_training import FILES, SMALL, TOKENIZER, world
 from toy_stages import (
     SINGLE,

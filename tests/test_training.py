@@ -30,16 +30,18 @@ from nextloom.tokenize.documents import Picture, Text
 from nextloom.tokenize.packing import PackSamples, open_plan, write_plan
 from nextloom.tokenize.tokenizer import Tokenizer
 from nextloom.tokenize.tokenizer_config import CnnConfig, TokenizerConfig
-from nextloom.train import checkpoint, on_ray
+from nextloom.train import on_ray
 from nextloom.train import recipe as recipes
-from nextloom.train.data import PackedData
-from nextloom.train.decoder import DecoderTask, load_decoder
+from nextloom.train.decoder.data import PackedData
+from nextloom.train.decoder.recipe import DecoderRecipe
+from nextloom.train.decoder.task import DecoderTask, load_decoder
+from nextloom.train.engine import checkpoint
+from nextloom.train.engine.loop import train
+from nextloom.train.engine.tracker import read
 from nextloom.train.inputs import inputs
 from nextloom.train.launch import inspect, launch
-from nextloom.train.loop import train
-from nextloom.train.recipe import DecoderRecipe, TokenizerRecipe
-from nextloom.train.tokenizer import TokenizerTask
-from nextloom.train.tracker import read
+from nextloom.train.tokenizer.recipe import TokenizerRecipe
+from nextloom.train.tokenizer.task import TokenizerTask
 
 SMALL = CnnConfig(channels=8, multipliers=(1,), blocks=1, z_channels=8, unshuffle=8, groups=4)
 TOKENIZER = TokenizerConfig(
@@ -137,7 +139,8 @@ def test_a_finished_training_is_fresh_and_says_so_without_ray_or_torch(overfit):
     assert Path(wanted.output, "model.safetensors").stat().st_mtime_ns == before
     assert sorted(p.name for p in Path(wanted.output).iterdir()) == ["config.json", "model.safetensors"]
     code = (
-        "import sys; from nextloom.train.recipe import DecoderRecipe; from nextloom.train.launch import launch\n"
+        "import sys; from nextloom.train.decoder.recipe import DecoderRecipe\n"
+        "from nextloom.train.launch import launch\n"
         "recipe = DecoderRecipe.model_validate_json(sys.stdin.read())\n"
         "print(launch(recipe)['state'], sorted({'ray', 'torch'} & set(sys.modules)))"
     )

@@ -14,8 +14,8 @@ from transformers import Siglip2VisionConfig, Siglip2VisionModel
 
 from nextloom import pixels
 from nextloom.train import recipe as recipes
-from nextloom.train.recipe import TokenizerRecipe
-from nextloom.train.tokenizer import TokenizerTask
+from nextloom.train.tokenizer.recipe import TokenizerRecipe
+from nextloom.train.tokenizer.task import TokenizerTask
 from test_training import TOKENIZER
 
 SINGLE = TOKENIZER.model_copy(update={"semantic_dim": 0})

@@ -37,11 +37,11 @@ from nextloom.tokenize.documents import Picture
 from nextloom.tokenize.quantizer import Correction
 from nextloom.tokenize.tokenizer import Tokenizer
 from nextloom.train import recipe as recipes
-from nextloom.train.decoder import DecoderTask
-from nextloom.train.likeness import psnr
-from nextloom.train.loop import train
-from nextloom.train.pictures import originals
-from nextloom.train.tokenizer import TokenizerTask
+from nextloom.train.decoder.task import DecoderTask
+from nextloom.train.engine.loop import train
+from nextloom.train.pictures.likeness import psnr
+from nextloom.train.pictures.rows import originals
+from nextloom.train.tokenizer.task import TokenizerTask
 
 HELD, AR_STEPS, AR_BATCH = 24, 150, 16
 BASE = {"train": "tokenizer", "release": "pictures", "batch": 16, "lr": 2e-3, "warmup": 15, "drop_until": 0.1}

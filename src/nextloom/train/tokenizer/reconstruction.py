@@ -87,7 +87,7 @@ def evaluate(recipe: ReconstructionRecipe) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"an incomplete tokenizer: {error}", where="tokenizer", next="nextloom train RECIPE") from None
     from nextloom.tokenize.tokenizer import Tokenizer
-    from nextloom.train.figures import Figures, restore
+    from nextloom.train.tokenizer.figures import Figures, restore
 
     tokenizer = Tokenizer.load(recipe.tokenizer).to(recipe.device)
     failures: list[dict[str, str]] = []

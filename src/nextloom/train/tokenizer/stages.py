@@ -21,8 +21,8 @@ from nextloom.tokenize.siglip import SiglipTower
 from nextloom.tokenize.teacher import Teacher
 from nextloom.tokenize.tokenizer import Tokenizer
 from nextloom.tokenize.tokenizer_config import WEIGHTS_FILE, TokenizerConfig
-from nextloom.train.patch_gan import Adversarial, PatchGan
-from nextloom.train.recipe import TokenizerRecipe
+from nextloom.train.tokenizer.patch_gan import Adversarial, PatchGan
+from nextloom.train.tokenizer.recipe import TokenizerRecipe
 
 PIXEL_PARTS = ("pixel_encoder.", "to_pixel.", "quantizer.pixel", "from_pixel.", "pixel_decoder.")
 """Parameters that stage `joint` takes from stage `pixel`."""

@@ -24,10 +24,10 @@ from nextloom.model.transformer import Batch, NextFlow
 from nextloom.tokenize.documents import Document
 from nextloom.tokenize.tokenizer_config import CONFIG_FILE, WEIGHTS_FILE
 from nextloom.tokenize.tokenizer_config import digest as tokenizer_digest
-from nextloom.train.data import PackedData
-from nextloom.train.inputs import open_decoder_data
-from nextloom.train.loop import Metrics
-from nextloom.train.recipe import DecoderRecipe
+from nextloom.train.decoder.data import PackedData
+from nextloom.train.decoder.inputs import open_decoder_data
+from nextloom.train.decoder.recipe import DecoderRecipe
+from nextloom.train.engine.loop import Metrics
 
 EVALUATED = 256
 """Samples that `evaluate` reads at most."""

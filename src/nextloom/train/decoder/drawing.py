@@ -31,11 +31,11 @@ from nextloom.store.release import Release, open_release
 from nextloom.tokenize.documents import Grid
 from nextloom.tokenize.schedule import FINAL_GRIDS, schedule
 from nextloom.tokenize.tokenizer_config import digest as folder_digest
-from nextloom.train.folder import read, replace, write
-from nextloom.train.likeness import chance, own_nearest, psnr
-from nextloom.train.pictures import originals
-from nextloom.train.prompts import Prompts, encoded, released, trained_release
-from nextloom.train.sheet import sheet, spread
+from nextloom.train.decoder.prompts import Prompts, encoded, released, trained_release
+from nextloom.train.engine.folder import read, replace, write
+from nextloom.train.pictures.likeness import chance, own_nearest, psnr
+from nextloom.train.pictures.rows import originals
+from nextloom.train.pictures.sheet import sheet, spread
 
 if TYPE_CHECKING:
     from nextloom.model.transformer import NextFlow
@@ -160,7 +160,7 @@ def _need(folder: str, name: str) -> Path:
 
 def _draw(recipe: DrawRecipe, release: Release | None, about: dict[str, Any], folder: Path) -> dict[str, Any]:
     from nextloom.tokenize.tokenizer import Tokenizer
-    from nextloom.train.decoder import load_decoder
+    from nextloom.train.decoder.task import load_decoder
 
     start = time.monotonic()
     if release is None:

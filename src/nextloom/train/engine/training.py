@@ -6,6 +6,7 @@ imports neither ray nor torch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import cos, pi
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -100,3 +101,15 @@ class Training(Model):
         if self.schedule == "constant":
             return self.lr
         return self.lr * 0.5 * (1 + cos(pi * (step - self.warmup) / max(self.steps - self.warmup, 1)))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two identities, as ``path old -> new``."""
+    out = []
+    for key in sorted({*old, *new}):
+        before, after, path = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            out += differences(before, after, f"{path}.")
+        elif before != after:
+            out.append(f"{path} {before} -> {after}")
+    return out

@@ -26,11 +26,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from nextloom.errors import UserError
-from nextloom.train import checkpoint
-from nextloom.train.checkpoint import Progress
-from nextloom.train.ema import Average
-from nextloom.train.recipe import Training
-from nextloom.train.tracker import Tracker
+from nextloom.train.engine import checkpoint
+from nextloom.train.engine.checkpoint import Progress
+from nextloom.train.engine.ema import Average
+from nextloom.train.engine.tracker import Tracker
+from nextloom.train.engine.training import Training
 
 Metrics = Mapping[str, Tensor | tuple[Tensor, Tensor]]
 """A mean over this worker's share of the step, or (sum, count); counts of 0 are left out."""

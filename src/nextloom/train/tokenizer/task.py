@@ -1,7 +1,7 @@
 """What is particular to training a tokenizer; the loop that drives it is shared with every other training.
 
-A step is an integer, and everything a step does follows from it: which pictures (`train/sampling.py`), which scales
-are dropped, whether the discriminator takes part. So a run resumes at any step with any number of workers.
+A step is an integer, and everything a step does follows from it: which pictures (`sampling.py`), which scales are dropped,
+whether the discriminator takes part. So a run resumes at any step with any number of workers.
 
 Losses, each with its weight: mean squared error of the picture, the quantiser's L_vq, 1 - cosine to the teacher's
 features (stage `joint`), LPIPS where its weights are named, and hinge losses against a PatchGAN from `gan_from` on.
@@ -25,15 +25,15 @@ from nextloom.hashing import hash64
 from nextloom.tokenize.documents import Grid
 from nextloom.tokenize.quantizer import drop_scales
 from nextloom.tokenize.schedule import FINAL_GRIDS, bucket, schedule
-from nextloom.train.figures import Figures, remainders, restore
-from nextloom.train.gallery import Gallery
-from nextloom.train.lpips import Lpips
-from nextloom.train.patch_gan import Adversarial, tokenizer_of
-from nextloom.train.recipe import TokenizerRecipe
-from nextloom.train.sampling import Order
-from nextloom.train.sheet import sheet, spread
-from nextloom.train.stages import make_model, make_teacher
-from nextloom.train.tokenizer_inputs import network
+from nextloom.train.pictures.sheet import sheet, spread
+from nextloom.train.tokenizer.figures import Figures, remainders, restore
+from nextloom.train.tokenizer.gallery import Gallery
+from nextloom.train.tokenizer.inputs import network
+from nextloom.train.tokenizer.lpips import Lpips
+from nextloom.train.tokenizer.patch_gan import Adversarial, tokenizer_of
+from nextloom.train.tokenizer.recipe import TokenizerRecipe
+from nextloom.train.tokenizer.sampling import Order
+from nextloom.train.tokenizer.stages import make_model, make_teacher
 
 CACHED_BYTES = 2**28
 """Model inputs and teacher features that stay in memory."""

@@ -18,8 +18,8 @@ from nextloom.tokenize.documents import Grid
 from nextloom.tokenize.quantizer import one_thread
 from nextloom.tokenize.tokenizer import Tokenizer
 from nextloom.tokenize.tokenizer_config import pack_indices, unpack_indices
-from nextloom.train.likeness import psnr
-from nextloom.train.ssim import SIDE, ssim
+from nextloom.train.pictures.likeness import psnr
+from nextloom.train.pictures.ssim import SIDE, ssim
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -30,8 +30,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nextloom.errors import UserError
-from nextloom.train.ema import Average
-from nextloom.train.recipe import differences
+from nextloom.train.engine.ema import Average
+from nextloom.train.engine.training import differences
 
 FOLDER = "checkpoints"
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"

@@ -1,0 +1,1 @@
+"""Pictures to train on, to compare and to look at."""
