@@ -1,7 +1,7 @@
 """What is particular to training a tokenizer; the loop that drives it is shared with every other training.
 
-A step is an integer, and everything a step does follows from it: which pictures (`sampling.py`), which scales are dropped,
-whether the discriminator takes part. So a run resumes at any step with any number of workers.
+A step is an integer, and everything a step does follows from it: which pictures (`sampling.py`), which scales are
+dropped, whether the discriminator takes part. So a run resumes at any step with any number of workers.
 
 Losses, each with its weight: mean squared error of the picture, the quantiser's L_vq, 1 - cosine to the teacher's
 features (stage `joint`), LPIPS where its weights are named, and hinge losses against a PatchGAN from `gan_from` on.
