@@ -84,7 +84,7 @@ BAD = [  # path, type of error, http_status, attempts, transient, part of the me
 def test_every_misbehaviour_is_a_row_and_all_of_them_end(server):
     start = time.monotonic()
     rows = fetch(op(server), *(server.url(path) for path, *_ in BAD))
-    assert time.monotonic() - start < 10 * QUICK["timeout"]
+    assert time.monotonic() - start < 60, "none of them waits for a server that says nothing more"
     for (path, kind, status, attempts, transient, message), row in zip(BAD, rows, strict=True):
         assert isinstance(row, RowFailure), (path, row)
         assert (row.kind, row.transient) == (kind, transient), (path, row)

@@ -1,7 +1,6 @@
 """Samples: real pictures with captions and licences, written once."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -57,10 +56,9 @@ def test_licences_lie_beside_the_pictures(folder):
     assert "CC BY 2.0" in notice
 
 
-def test_a_second_call_writes_nothing_and_is_quick(folder):
-    before, start = stamps(folder), time.perf_counter()
+def test_a_second_call_writes_nothing(folder):
+    before = stamps(folder)
     summary = write_samples(folder, size=16)
-    assert time.perf_counter() - start < 1
     assert summary.written == 0 and summary.pictures > 1850
     assert stamps(folder) == before
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -290,7 +291,9 @@ def _second_worker(root: str, port: int) -> None:
 
 def test_one_process_and_two_workers_agree_after_a_step(uneven):
     _one_step(0, 1, str(uneven), 0)
-    port = 29500 + os.getpid() % 2000
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     other = mp.get_context("spawn").Process(target=_second_worker, args=(str(uneven), port))
     other.start()
     _one_step(0, 2, str(uneven), port)
