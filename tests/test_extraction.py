@@ -97,7 +97,7 @@ def test_workers_with_a_gpu_one_of_which_dies_give_the_same_codes_as_those_witho
 def test_without_a_gpu_the_step_is_refused_and_the_switch_is_named_nowhere_else(tmp_path):
     prepare(tmp_path, 1)
     recipe, _ = build(tmp_path, on_gpu())
-    with pytest.raises(UserError, match=r"execution\.num_gpus: num_gpus is 1, but torch .* sees no GPU"):
+    with pytest.raises(UserError, match=r"execution\.num_gpus: a GPU is asked for, but torch .* sees none"):
         worker.Task("tokens", recipe.steps["tokens"], "nowhere").setup()
     assert recipe.steps["tokens"].identity() == build(tmp_path, STEPS)[0].steps["tokens"].identity()
 

@@ -14,10 +14,13 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from nextloom.curation.scores.embed import Embed
 from nextloom.errors import UserError
+from nextloom.op import Execution
 from nextloom.train.decoder.task import DecoderTask
 from nextloom.train.engine.loop import Task
 from nextloom.train.launch import launch
+from nextloom.train.tokenizer.reconstruction import ReconstructionRecipe, evaluate
 from nextloom.train.tokenizer.task import TokenizerTask
 from test_tokenizer import SMALL, pictures, wanted
 from test_training import recipe, world
@@ -28,7 +31,9 @@ import sys, ray
 ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="error",
          object_store_memory=128 * 2**20)
 from pathlib import Path
+from nextloom.curation.scores.embed import Embed
 from nextloom.errors import UserError
+from nextloom.op import Execution
 from nextloom.train.launch import launch
 from test_training import recipe
 for workers in (2, 1):
@@ -77,7 +82,7 @@ def test_every_tensor_of_a_step_is_on_the_gpu(make, tmp_path):
 
 def test_without_a_gpu_a_training_that_wants_one_is_refused(tmp_path):
     job = recipe(world(tmp_path), execution={"use_gpu": True})
-    with pytest.raises(UserError, match=r"execution\.use_gpu: use_gpu is set, but torch .* sees no GPU"):
+    with pytest.raises(UserError, match=r"execution\.use_gpu: a GPU is asked for, but torch .* sees none"):
         launch(job)
     assert launch(recipe(tmp_path, steps=6))["steps"] == 6, "where a training runs is no part of its identity"
 
@@ -88,4 +93,13 @@ def test_on_ray_too_before_a_worker_starts(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     few, none = done.stdout.strip().split("execution.use_gpu: ")[1:]
     assert few.startswith("2 workers want a GPU each, the cluster has 1\n  next: --address of a larger cluster")
-    assert none.startswith("use_gpu is set, but torch")
+    assert none.startswith("a GPU is asked for, but torch")
+
+
+def test_an_encoder_and_an_evaluation_too(tmp_path):
+    with pytest.raises(UserError, match=r"execution\.num_gpus: a GPU is asked for"):
+        Embed(model="parts", execution=Execution(num_gpus=1)).setup()
+    world(tmp_path, painted=True)
+    recipe = {"tokenizer": str(tmp_path / "tokenizer"), "pictures": str(tmp_path), "levels": (64,)}
+    with pytest.raises(UserError, match=r"device: a GPU is asked for"):
+        evaluate(ReconstructionRecipe(**recipe, device="cuda"))

@@ -18,7 +18,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from nextloom import pixels
 from nextloom.config import RootPath
-from nextloom.errors import UserError
+from nextloom.gpu import cuda
 from nextloom.op import Annotate, Execution, Row
 from nextloom.tokenize.documents import Grid
 from nextloom.tokenize.schedule import FINAL_GRIDS, LEVELS, STEPS, bucket, schedule, tokens
@@ -128,18 +128,10 @@ class ImageTokens(Annotate):
         Raises:
             UserError: a GPU is asked for, and there is none where this worker runs.
         """
-        import torch
-
         from nextloom.tokenize.tokenizer import Tokenizer
 
         on_gpu = self.execution.num_gpus > 0 and self.execution.device == "auto"
-        if on_gpu and not torch.cuda.is_available():
-            raise UserError(
-                f"num_gpus is {self.execution.num_gpus:g}, but torch {torch.__version__} sees no GPU on this machine",
-                where="execution.num_gpus",
-                next="run where there is one, with a CUDA build of torch, or leave num_gpus out to encode on CPUs",
-            )
-        self._tokenizer = Tokenizer.load(self.tokenizer).to("cuda" if on_gpu else "cpu")
+        self._tokenizer = Tokenizer.load(self.tokenizer).to(cuda("execution.num_gpus") if on_gpu else "cpu")
         self._digest = digest(self.tokenizer)
 
     def prepare(self, row: Row) -> Prepared:

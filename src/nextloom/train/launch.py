@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nextloom.errors import UserError
+from nextloom.gpu import cuda
 from nextloom.io import Folder, is_uri
 from nextloom.store.lease import Lease
 from nextloom.tokenize.tokenizer_config import digest as folder_digest
@@ -34,7 +35,7 @@ from nextloom.train.engine.training import differences
 from nextloom.train.inputs import inputs
 from nextloom.train.on_ray import PATIENT, train_on_ray
 from nextloom.train.recipe import TrainRecipe
-from nextloom.train.work import gpu, work
+from nextloom.train.work import work
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def launch(
         state = inspect(recipe, fresh=fresh)  # again: another launch may have ended just now
         if state.state == "fresh":
             return {"state": "fresh", **read(folder / RECEIPT)["summary"]}
-        device = gpu() if recipe.execution.use_gpu and recipe.execution.workers == 0 else "cpu"
+        device = cuda("execution.use_gpu") if recipe.execution.use_gpu and recipe.execution.workers == 0 else "cpu"
         if state.state != "resume":
             _start_over(folder, state.identity)
         with _following(folder, on_line):

@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from nextloom.errors import UserError
+from nextloom.gpu import cuda
 from nextloom.op import digest
 from nextloom.train.engine.folder import FAILURE, read, write
 from nextloom.train.recipe import TrainRecipe
-from nextloom.train.work import gpu, work
+from nextloom.train.work import work
 
 PATIENT = {"GOMP_SPINCOUNT": "30000"}
 """Threads that wait go to sleep soon. By default they spin ten times as long, and on a machine that other processes
@@ -93,7 +94,7 @@ def _check_gpus(workers: int) -> None:
             next="--address of a larger cluster, --set execution.workers=..., or --set execution.use_gpu=false",
         )
     try:
-        ray.get(ray.remote(num_gpus=1)(gpu).remote())
+        ray.get(ray.remote(num_gpus=1)(cuda).remote("execution.use_gpu"))
     except RayTaskError as error:
         raise error.cause if isinstance(error.cause, UserError) else error from None
 

@@ -46,23 +46,6 @@ def work(
         _finish(recipe, task, model, identity, progress)
 
 
-def gpu() -> str:
-    """The GPU of this process.
-
-    Raises:
-        UserError: there is none.
-    """
-    import torch
-
-    if not torch.cuda.is_available():
-        raise UserError(
-            f"use_gpu is set, but torch {torch.__version__} sees no GPU on this machine",
-            where="execution.use_gpu",
-            next="run where there is one, with a CUDA build of torch, or --set execution.use_gpu=false",
-        )
-    return "cuda"
-
-
 def make_task(recipe: TrainRecipe, device: Device = "cpu") -> Task:
     """The task of a recipe on `device`, its data opened.
 

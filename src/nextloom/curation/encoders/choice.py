@@ -16,6 +16,7 @@ from nextloom.config import RootPath
 from nextloom.curation.encoders import parts
 from nextloom.curation.encoders.encoder import Encoder, Side
 from nextloom.errors import UserError
+from nextloom.gpu import cuda
 from nextloom.io import digest_path
 from nextloom.op import Annotate, digest
 
@@ -89,7 +90,7 @@ class WithEncoder(Annotate):
 
     def device(self) -> str:
         """cuda where `execution.num_gpus` asks for one."""
-        return "cuda" if self.execution.num_gpus else "cpu"
+        return cuda("execution.num_gpus") if self.execution.num_gpus else "cpu"
 
     def load(self, side: Side) -> Encoder:
         """The encoder, with one side of it in memory."""

@@ -22,6 +22,7 @@ from pydantic import Field
 from nextloom import pixels
 from nextloom.config import Model, RootPath, load_yaml, override, validate
 from nextloom.errors import UserError
+from nextloom.gpu import cuda
 from nextloom.io import is_uri
 from nextloom.tokenize.schedule import FINAL_GRIDS, LEVELS, bucket, schedule
 from nextloom.tokenize.tokenizer_config import digest as tokenizer_digest
@@ -56,7 +57,7 @@ class ReconstructionRecipe(Model):
     """Every picture square, or in the bucket nearest to its own shape."""
     limit: int | None = Field(None, gt=0)
     """At most this many pictures, spread evenly over the folder; default: all."""
-    device: str = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
     """Where it runs; codes on a GPU may differ where two tie to about 1e-6."""
 
 
@@ -89,7 +90,8 @@ def evaluate(recipe: ReconstructionRecipe) -> dict[str, Any]:
     from nextloom.tokenize.tokenizer import Tokenizer
     from nextloom.train.tokenizer.figures import Figures, restore
 
-    tokenizer = Tokenizer.load(recipe.tokenizer).to(recipe.device)
+    device = cuda("device") if recipe.device == "cuda" else "cpu"
+    tokenizer = Tokenizer.load(recipe.tokenizer).to(device)
     failures: list[dict[str, str]] = []
     figures = {level: Figures(tokenizer.config.codes) for level in recipe.levels}
     counts = {level: {"pictures": 0, "enlarged": 0, "too_long": 0} for level in recipe.levels}
@@ -101,7 +103,7 @@ def evaluate(recipe: ReconstructionRecipe) -> dict[str, Any]:
             except ValueError:
                 counts[level]["too_long"] += 1
                 continue
-            restored = restore(tokenizer, rgb, schedule(FINAL_GRIDS[row], scales), recipe.device)
+            restored = restore(tokenizer, rgb, schedule(FINAL_GRIDS[row], scales), device)
             figures[level].add(restored)
             height, width = restored.target.shape[:2]
             counts[level]["pictures"] += 1
