@@ -54,7 +54,7 @@ def test_groups_equal_those_of_every_pair(max_distance):
     assert groups(hashes, max_distance).tolist() == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(1, 14).flatmap(lambda bits: st.lists(st.integers(0, 2**bits - 1), max_size=40)),
     st.integers(0, 8),

@@ -49,7 +49,7 @@ def mixture(count: int, seed: int = 0) -> pa.Table:
 samples = st.tuples(st.integers(0, 300), st.integers(0, 40), st.integers(1, 6))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(samples, max_size=60),
     st.integers(10, 400),

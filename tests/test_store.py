@@ -145,7 +145,7 @@ def test_without_our_settings_delta_forgets(tmp_path):
         DeltaTable(uri, version=3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 1000), st.integers(1, 50)), max_size=12), st.integers(1, 60))
 def test_windows_cover_every_file_once(spans, size):
     files = [File(f"f{i}", 1, n, 0, low, low + n - 1) for i, (low, n) in enumerate(spans)]

@@ -117,7 +117,7 @@ def test_sidecar_keeps_values_as_they_are(tmp_path):
     }  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.none() | st.text(), st.none() | st.floats(), st.text()), min_size=1, max_size=20))
 def test_json_of_columns_is_what_the_json_module_reads(values):
     names = ["a", 'na"me', "雪"]
