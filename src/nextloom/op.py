@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -271,7 +271,7 @@ class Pack(Op):
     """Name of a release in the same recipe."""
 
 
-def attempt(function: Any, row: Row) -> dict[str, Any] | Exception:
+def attempt(function: Callable[[Any], Any], row: Any) -> Any:
     """`function(row)`, with an exception returned instead of raised."""
     try:
         return function(row)

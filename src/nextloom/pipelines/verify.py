@@ -12,7 +12,7 @@ picture are equal on one kind of processor, so verify where you extracted, or ex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -26,7 +26,7 @@ from nextloom.content import Content, ContentError
 from nextloom.errors import UserError
 from nextloom.hashing import hash64
 from nextloom.io import filesystem, join
-from nextloom.op import Row
+from nextloom.op import Row, attempt
 from nextloom.pipelines.recipe import Graph, Recipe
 from nextloom.store.dataset import Dataset
 from nextloom.store.files import read_files, write_file
@@ -39,7 +39,8 @@ from nextloom.tokenize.tokenizer_config import digest as tokenizer_digest
 ROWS = "rows"
 """What a finding in the table of rows calls its column."""
 SIDES = ("target", "input", "clean")
-AT_ONCE = 4096
+AT_ONCE, TOGETHER = 4096, 64
+"""Rows in memory: their tokens, and their pictures' files."""
 
 
 @dataclass(frozen=True)
@@ -229,41 +230,42 @@ def _encoded(
     if not len(chosen):
         return
     op.setup()
-    fetch = _fetcher(recipe, release, step)
-    stored = release.column(step, ids=chosen).to_pylist()
-    for item, row in zip(release.rows(chosen).to_pylist(), stored, strict=True):
-        out.sampled += 1
-        if row["error"] is not None or row["id"] in differing:
-            continue
-        try:
-            rgb = pixels.decode(fetch(item), item.get("frame") or 0)
-        except (OSError, ContentError, pixels.PictureError) as error:
-            what = f"the picture cannot be read any more: {error}"
-            yield Finding(step, "encoding", item["key"], what, item["id"])
-            continue
-        fresh = op.measure(Row(item["id"], item["key"], pixels=rgb))
-        for name in fresh:
-            if fresh[name] != row[name]:
-                how = _first(fresh[name], row[name]) if name in SIDES else f": {row[name]}, anew {fresh[name]}"
-                yield Finding(step, "encoding", item["key"], f"{name} differs{how}", item["id"])
-        if at := _incoherent(op, rgb, row):
-            yield Finding(step, "coherence", item["key"], at, item["id"])
+    for start in range(0, len(chosen), TOGETHER):
+        ids = chosen[start : start + TOGETHER]
+        pairs = zip(release.rows(ids).to_pylist(), release.column(step, ids=ids).to_pylist(), strict=True)
+        due = [(item, row) for item, row in pairs if row["error"] is None and row["id"] not in differing]
+        out.sampled += len(ids)
+        for (item, row), raw in zip(due, _bytes(recipe, release, step, [item for item, _ in due]), strict=True):
+            yield from _compared(step, op, item, row, raw)
 
 
-def _fetcher(recipe: Recipe, release: Release, step: str) -> Callable[[Mapping[str, Any]], bytes]:
-    """Bytes of a row: from where the source found them, or from the released column that brought them."""
+def _compared(step: str, op: ImageTokens, item: Mapping[str, Any], row: dict[str, Any], raw: Any) -> Iterator[Finding]:
+    """One row against a fresh encoding of its bytes; or why there are none."""
+    try:
+        if isinstance(raw, Exception):
+            raise raw
+        rgb = pixels.decode(raw, item.get("frame") or 0)
+    except (OSError, ContentError, pixels.PictureError) as error:
+        yield Finding(step, "encoding", item["key"], f"the picture cannot be read any more: {error}", item["id"])
+        return
+    fresh = op.measure(Row(item["id"], item["key"], pixels=rgb))
+    for name in fresh:
+        if fresh[name] != row[name]:
+            how = _first(fresh[name], row[name]) if name in SIDES else f": {row[name]}, anew {fresh[name]}"
+            yield Finding(step, "encoding", item["key"], f"{name} differs{how}", item["id"])
+    if at := _incoherent(op, rgb, row):
+        yield Finding(step, "coherence", item["key"], at, item["id"])
+
+
+def _bytes(recipe: Recipe, release: Release, step: str, items: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Bytes of each row, or the exception: from where the source found them, or from the column that brought them."""
     bringing = Graph(recipe)[step].content
     if bringing is None:
-        return Content().fetch
+        content = Content()
+        return [attempt(content.fetch, item) for item in items]
     column = getattr(recipe.steps[bringing], "content", "")
-
-    def brought(row: Mapping[str, Any]) -> bytes:
-        raw = release.column(bringing, [column], np.array([row["id"]]))[column][0].as_py()
-        if raw is None:
-            raise ContentError(f"column {bringing} has no bytes for it")
-        return raw
-
-    return brought
+    brought = release.column(bringing, [column], np.array([item["id"] for item in items], np.int64))[column].to_pylist()
+    return [ContentError(f"column {bringing} has no bytes for it") if raw is None else raw for raw in brought]
 
 
 def _first(fresh: bytes, stored: bytes) -> str:
