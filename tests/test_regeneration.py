@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -31,7 +31,7 @@ DATA = {
         "text": {"op": "text_tokens", "rows": "keep", "empty": "allow"},
     },
     "releases": {"tokens": {"rows": "keep", "columns": ["tokens", "text"]}, "scores": {"columns": ["stats"]}},
-    "execution": {"chunk_rows": 5},
+    "execution": {"chunk_rows": 5, "workers": 1},
     "run": {"commit_seconds": 0.001},
 }
 DIE = """
@@ -67,7 +67,9 @@ with dataset.lease("killed"):
 POINTS = [("before_commit", 1), ("after_commit", 1), ("after_commit", 3), ("before_release", 0), ("after_release", 0)]
 
 
-def prepare(root: Path) -> tuple:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("made")
     write_pictures(root / "pics", 24)
     random_tokenizer(0).save(root / "tokenizer")
     (root / "recipe.json").write_text(json.dumps(DATA))
@@ -76,6 +78,16 @@ def prepare(root: Path) -> tuple:
     with dataset.lease("test"):
         for name in recipe.releases:
             make_release(recipe, dataset, name)
+    return root
+
+
+@pytest.fixture
+def released(made, tmp_path) -> tuple:
+    """A recipe and a dataset with its releases; a copy, since a dataset may be moved."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    recipe, dataset = build(tmp_path, **DATA)
+    done = run(recipe, dataset)
+    assert [done[step]["done"] for step in ("stats", "tokens", "text")] == [0, 0, 0]
     return recipe, dataset
 
 
@@ -85,8 +97,8 @@ def regenerate(recipe, dataset) -> list[str]:
         return [release.name for release in keep_releases(recipe, dataset)]
 
 
-def test_the_plan_lists_exactly_the_stale_columns_and_releases(tmp_path):
-    recipe, dataset = prepare(tmp_path)
+def test_the_plan_lists_exactly_the_stale_columns_and_releases(tmp_path, released):
+    recipe, dataset = released
     assert {p.step: p.state for p in plan_with_releases(recipe, dataset)} == dict.fromkeys(
         ["source", "stats", "keep", "tokens", "text", "release tokens", "release scores"], "fresh"
     )
@@ -105,8 +117,8 @@ def test_the_plan_lists_exactly_the_stale_columns_and_releases(tmp_path):
 
 
 @pytest.mark.parametrize(("point", "number"), POINTS)
-def test_killed_anywhere_readers_see_the_old_release_or_the_new_one(tmp_path, point, number):
-    recipe, dataset = prepare(tmp_path)
+def test_killed_anywhere_readers_see_the_old_release_or_the_new_one(tmp_path, released, point, number):
+    recipe, dataset = released
     before = open_release(dataset.uri, "tokens")
     old = before.column("tokens")
     random_tokenizer(1).save(tmp_path / "tokenizer")
@@ -124,8 +136,8 @@ def test_killed_anywhere_readers_see_the_old_release_or_the_new_one(tmp_path, po
     assert open_release(dataset.uri, "tokens-0001").column("tokens").equals(old)
 
 
-def test_of_two_regenerations_one_is_refused_and_an_overtaken_one_cannot_publish(tmp_path):
-    recipe, dataset = prepare(tmp_path)
+def test_of_two_regenerations_one_is_refused_and_an_overtaken_one_cannot_publish(tmp_path, released):
+    recipe, dataset = released
     random_tokenizer(1).save(tmp_path / "tokenizer")
     other_recipe, other = build(tmp_path, **DATA)
     held, done, refused = threading.Event(), threading.Event(), []
@@ -154,13 +166,12 @@ def test_of_two_regenerations_one_is_refused_and_an_overtaken_one_cannot_publish
     assert latest(dataset.uri, "tokens").name == "tokens-0001"
 
 
-def test_a_trainer_refuses_a_tokenizer_that_did_not_make_the_release(tmp_path):
+def test_a_trainer_refuses_a_tokenizer_that_did_not_make_the_release(tmp_path, released):
     from nextloom.tokenize.packing import write_plan
     from nextloom.train.inputs import inputs
     from nextloom.train.recipe import build as training
 
     packs = {"train": {"op": "pack", "release": "tokens", "images": "tokens", "text": "text", "token_cap": 200}}
-    prepare(tmp_path)
     recipe, dataset = build(tmp_path, **DATA, packs=packs)
     with dataset.lease("test"):
         write_plan(dataset, "train", recipe.packs["train"], open_release(dataset.uri, "tokens"))

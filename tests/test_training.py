@@ -425,7 +425,7 @@ def test_a_stopped_tokenizer_training_ends_with_the_same_bits(tmp_path, monkeypa
             patch.setattr(pixels, name, "another")
             assert inspect(stopped).state == "stale" and "another" in inspect(stopped).cause
     with monkeypatch.context() as patch:
-        patch.setattr("nextloom.train.inputs.teacher_identity", lambda: {"weights": "another"})
+        patch.setattr("nextloom.train.tokenizer.inputs.teacher_identity", lambda: {"weights": "another"})
         assert "inputs.teacher.weights" in inspect(stopped).cause
 
 
