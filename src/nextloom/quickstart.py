@@ -71,7 +71,7 @@ def summary(root: str, seconds: float) -> str:
         "these are captions the decoder has seen in training",
         "",
         f"  report     {Path(root) / 'reports' / 'emoji.html'}",
-        f"  grid       {drawings['grid']}   (picture, its reconstruction, drawing from the caption)",
+        f"  grid       {runs / 'drawings' / 'grid.png'}   (picture, its reconstruction, drawing from the caption)",
         "",
         "next: change a threshold and see what it costs:",
         '  nextloom plan emoji --set "steps.keep.where=stats.short_side >= 64 and not duplicate.hit"',
