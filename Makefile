@@ -37,7 +37,7 @@ lint: $(STAMP)
 	$(BIN)/pyrefly check
 
 proofs: $(STAMP)
-	$(BIN)/python -m pytest -m proof
+	$(BIN)/python -m pytest -m proof -s
 
 bench: $(STAMP)
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
