@@ -95,7 +95,9 @@ def train(
     model = task.build().train()
     if world > 1:
         for tensor in model.state_dict().values():
-            dist.broadcast(tensor, 0)
+            same = tensor.contiguous()  # NCCL takes nothing else, and kernels are channels-last
+            dist.broadcast(same, 0)
+            tensor.copy_(same)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(parameters, recipe)
     _same_checkpoint(folder, world)
