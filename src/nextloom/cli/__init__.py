@@ -4,7 +4,7 @@ Importing a module of verbs adds them to `app`, so `--help` lists them in the or
 """
 
 from nextloom.cli import curate, keep, learn
-from nextloom.cli.app import app, call, load
+from nextloom.cli.application import app, call, load
 
 __all__ = ["app", "call", "curate", "keep", "learn", "load", "main"]
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nextloom.cli.app import Address, AsJson, RecipeArg, Retry, Root, Sets, To, app, load
+from nextloom.cli.application import Address, AsJson, RecipeArg, Retry, Root, Sets, To, app, load
 from nextloom.cli.tables import counts_table, duration, show, table_of
 from nextloom.config import DEFAULT_ROOT, local_root
 from nextloom.errors import UserError

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from nextloom.cli.app import AsJson, RecipeArg, Root, Sets, app, load
+from nextloom.cli.application import AsJson, RecipeArg, Root, Sets, app, load
 from nextloom.config import DEFAULT_ROOT
 from nextloom.errors import UserError
 

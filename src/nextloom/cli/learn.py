@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nextloom.cli.app import Address, AsJson, RecipeArg, Root, Sets, app
+from nextloom.cli.application import Address, AsJson, RecipeArg, Root, Sets, app
 from nextloom.cli.tables import show, table_of
 from nextloom.config import DEFAULT_ROOT, local_root
 
