@@ -84,7 +84,8 @@ def test_without_a_gpu_a_training_that_wants_one_is_refused(tmp_path):
     job = recipe(world(tmp_path), execution={"use_gpu": True})
     with pytest.raises(UserError, match=r"execution\.use_gpu: a GPU is asked for, but torch .* sees none"):
         launch(job)
-    assert launch(recipe(tmp_path, steps=6))["steps"] == 6, "where a training runs is no part of its identity"
+    assert not (job.run_folder / "run.json").exists()
+    assert job.identity() == recipe(tmp_path).identity(), "where a training runs is no part of its identity"
 
 
 def test_on_ray_too_before_a_worker_starts(tmp_path):
@@ -94,6 +95,7 @@ def test_on_ray_too_before_a_worker_starts(tmp_path):
     few, none = done.stdout.strip().split("execution.use_gpu: ")[1:]
     assert few.startswith("2 workers want a GPU each, the cluster has 1\n  next: --address of a larger cluster")
     assert none.startswith("a GPU is asked for, but torch")
+    assert not (tmp_path / "run.run" / "run.json").exists(), "an earlier training is not thrown away for this"
 
 
 def test_an_encoder_and_an_evaluation_too(tmp_path):

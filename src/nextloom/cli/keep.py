@@ -41,7 +41,7 @@ def verify(
     repair: Annotated[bool, typer.Option("--mend", help="take what differs out, for a run to do again")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check the token columns of releases against checksums, schedules and a fresh encoding; code 1 if any differs."""
+    """Check the files of releases by checksum, and their tokens against a fresh encoding; code 1 if any differs."""
     from nextloom.pipelines.verify import mend
     from nextloom.pipelines.verify import verify as check
     from nextloom.store.release import latest, open_release
@@ -66,6 +66,12 @@ def verify(
         with dataset.lease(f"nextloom verify {recipe} --mend"):
             files = sum(mend(loaded, dataset, r, result.findings) for r, result in zip(chosen, results, strict=True))
         print(f"{files:,} files taken out; next: nextloom run {recipe}, which makes their rows again", file=sys.stderr)
+        if unread := sum(finding.check == "picture" for result in results for finding in result.findings):
+            raise UserError(
+                f"{unread:,} pictures cannot be read; their tokens were left as they are",
+                where=results[0].release,
+                next="bring the pictures back, then nextloom verify again",
+            )
     elif wrong:
         hint = f"nextloom verify {recipe} --mend takes them out, then nextloom run {recipe} makes them again"
         raise UserError(f"{wrong} findings", where=results[0].release, next=hint)

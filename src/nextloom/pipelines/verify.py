@@ -1,9 +1,10 @@
 """Is a release what it says? Its files are read whole, its tokens are checked, and a sample of rows is encoded anew.
 
-    pages       each Parquet page of the release's files, of every column and of the rows, against its checksum
+    pages       each Parquet page of the release's files against its checksum: rows, selection and every column
     lengths     every row of tokens: bytes against the schedule, indices below the codebook's size
     tokenizer   the same rows: the digest that the row names is the one that the release names
-    encoding    a hashed sample: the picture is decoded, resized and encoded as the step does, and compared byte by byte
+    picture     a hashed sample: its file can still be read; `mend` leaves such rows alone, their tokens may be sound
+    encoding    the same sample: the picture is decoded, resized and encoded as the step does, and compared byte by byte
     coherence   the same rows: each stored target is the nearest code of what the stored inputs before it left
 
 `verify` reads only. `mend` takes what differs out of the column, so that the next run does it again. The codes of a
@@ -36,8 +37,8 @@ from nextloom.tokenize.schedule import FINAL_GRIDS, schedule, tokens
 from nextloom.tokenize.tokenizer_config import INDEX_DTYPE, read_config, unpack_indices
 from nextloom.tokenize.tokenizer_config import digest as tokenizer_digest
 
-ROWS = "rows"
-"""What a finding in the table of rows calls its column."""
+SOURCE = "source"
+"""What a finding in the source's table of rows calls its column; no step may have this name."""
 SIDES = ("target", "input", "clean")
 AT_ONCE, TOGETHER = 4096, 64
 """Rows in memory: their tokens, and their pictures' files."""
@@ -49,7 +50,7 @@ class Finding:
 
     column: str
     check: str
-    """pages, lengths, tokenizer, encoding or coherence."""
+    """pages, lengths, tokenizer, picture, encoding or coherence."""
     key: str
     """Of the row, or the file for pages."""
     what: str
@@ -85,21 +86,24 @@ def verify(recipe: Recipe, release: Release, sample: int = 1000, seed: int = 0) 
     """
     out = Verified(release.name)
     ops = {name: _op(recipe, release, name) for name, c in release.columns.items() if c["op"] == ImageTokens.name}
-    tables = {ROWS: release.document["rows"], **release.document["columns"]}
-    broken = {name: list(_pages(release, name, table, out)) for name, table in tables.items()}
-    out.findings += [finding for findings in broken.values() for finding in findings]
+    tables = _tables(release)
+    broken = {name for name, table in tables.items() if _broken(release, name, table, out)}
+    needed = {name for name in tables if name not in release.columns}  # rows and selection
     for step, op in ops.items():
-        if broken[ROWS] or broken[step]:
+        if broken & {*needed, step}:
             continue  # what cannot be read cannot be compared
         out.findings += _whole(release, step, op, out)
         differing = {finding.id for finding in out.findings if finding.column == step}
         chosen = np.sort(release.ids[np.argsort(hash64(release.ids, "verify", seed), kind="stable")[:sample]])
-        out.findings += _encoded(recipe, release, step, chosen, differing, out)
+        if Graph(recipe)[step].content not in broken:
+            out.findings += _encoded(recipe, release, step, chosen, differing, out)
     return out
 
 
 def mend(recipe: Recipe, dataset: Dataset, release: Release, findings: Sequence[Finding]) -> int:
     """Take broken files and differing rows out of their columns; the caller holds the lease.
+
+    Rows whose picture cannot be read are left alone: that says nothing of their tokens.
 
     The release stays as it is, and is marked as broken; the rows are missing now, so a run does them again, and what
     is released then is a new version.
@@ -111,7 +115,8 @@ def mend(recipe: Recipe, dataset: Dataset, release: Release, findings: Sequence[
         UserError: the table of rows is damaged, which is no column that could be made again; or the recipe lacks
             the step of a column.
     """
-    if lost := next((finding.key for finding in findings if finding.column == ROWS), None):
+    findings = [finding for finding in findings if finding.check != "picture"]
+    if lost := next((finding.key for finding in findings if finding.column == SOURCE), None):
         table = join(release.dataset_uri, release.document["rows"]["table"])
         raise UserError(
             "the table of rows is damaged, and no run makes it again", where=join(table, lost), next="restore this file"
@@ -119,11 +124,11 @@ def mend(recipe: Recipe, dataset: Dataset, release: Release, findings: Sequence[
     damaged = sorted({finding.column for finding in findings})
     if unknown := [step for step in damaged if step not in recipe.steps]:
         raise UserError(f"release {release.name} has a column {unknown[0]!r}, this recipe does not", where="steps")
-    replaced = 0
+    replaced, tables = 0, _tables(release)
     for step in damaged:
         mine = [finding for finding in findings if finding.column == step]
         broken, ids = {f.key for f in mine if f.id is None}, pa.array(sorted({f.id for f in mine if f.id is not None}))
-        table = dataset.column(step, release.columns[step]["fingerprint"])
+        table = dataset.column(step, tables[step]["table"].rpartition("/")[2])
         gone = [file for file in table.files() if file.path in broken]
         kept = []
         for file in table.files():
@@ -167,6 +172,26 @@ def _op(recipe: Recipe, release: Release, step: str) -> ImageTokens:
                 f"{name} is {value!r}; release {release.name} was made with {was!r}", where=f"steps.{step}.{name}"
             )
     return op
+
+
+def _tables(release: Release) -> dict[str, Mapping[str, Any]]:
+    """Every table whose files the release names (rows, columns, selection and its parents), by step or `SOURCE`."""
+    document = release.document
+    tables = {**document["columns"]}
+    others, selection = [document["rows"]], document["selection"]
+    while selection:
+        others.append(selection)
+        selection = selection.get("parents")
+    for spec in others:
+        place, _, rest = spec["table"].partition("/")
+        tables.setdefault(rest.partition("/")[0] if place == "columns" else SOURCE, spec)
+    return tables
+
+
+def _broken(release: Release, column: str, table: Mapping[str, Any], out: Verified) -> bool:
+    found = list(_pages(release, column, table, out))
+    out.findings += found
+    return bool(found)
 
 
 def _pages(release: Release, column: str, table: Mapping[str, Any], out: Verified) -> Iterator[Finding]:
@@ -234,21 +259,23 @@ def _encoded(
         ids = chosen[start : start + TOGETHER]
         pairs = zip(release.rows(ids).to_pylist(), release.column(step, ids=ids).to_pylist(), strict=True)
         due = [(item, row) for item, row in pairs if row["error"] is None and row["id"] not in differing]
-        out.sampled += len(ids)
+        if not due:
+            continue
+        out.sampled += len(due)
         for (item, row), raw in zip(due, _bytes(recipe, release, step, [item for item, _ in due]), strict=True):
             yield from _compared(step, op, item, row, raw)
 
 
 def _compared(step: str, op: ImageTokens, item: Mapping[str, Any], row: dict[str, Any], raw: Any) -> Iterator[Finding]:
-    """One row against a fresh encoding of its bytes; or why there are none."""
-    try:
-        if isinstance(raw, Exception):
-            raise raw
-        rgb = pixels.decode(raw, item.get("frame") or 0)
-    except (OSError, ContentError, pixels.PictureError) as error:
-        yield Finding(step, "encoding", item["key"], f"the picture cannot be read any more: {error}", item["id"])
+    """One row against a fresh encoding of its bytes; or why there is none."""
+    rgb = raw if isinstance(raw, Exception) else attempt(lambda raw: pixels.decode(raw, item.get("frame") or 0), raw)
+    if isinstance(rgb, Exception):
+        yield Finding(step, "picture", item["key"], f"the picture cannot be read any more: {rgb}", item["id"])
         return
-    fresh = op.measure(Row(item["id"], item["key"], pixels=rgb))
+    fresh = attempt(op.measure, Row(item["id"], item["key"], pixels=rgb))
+    if isinstance(fresh, Exception):
+        yield Finding(step, "encoding", item["key"], f"the picture gives no tokens any more: {fresh}", item["id"])
+        return
     for name in fresh:
         if fresh[name] != row[name]:
             how = _first(fresh[name], row[name]) if name in SIDES else f": {row[name]}, anew {fresh[name]}"

@@ -33,7 +33,7 @@ from nextloom.tokenize.tokenizer_config import digest as folder_digest
 from nextloom.train.engine.folder import RECEIPT, RUN, read, write
 from nextloom.train.engine.training import differences
 from nextloom.train.inputs import inputs
-from nextloom.train.on_ray import PATIENT, train_on_ray
+from nextloom.train.on_ray import PATIENT, check_gpus, train_on_ray
 from nextloom.train.recipe import TrainRecipe
 from nextloom.train.work import work
 
@@ -115,7 +115,11 @@ def launch(
         state = inspect(recipe, fresh=fresh)  # again: another launch may have ended just now
         if state.state == "fresh":
             return {"state": "fresh", **read(folder / RECEIPT)["summary"]}
-        device = cuda("execution.use_gpu") if recipe.execution.use_gpu and recipe.execution.workers == 0 else "cpu"
+        device, execution = "cpu", recipe.execution
+        if execution.use_gpu and execution.workers:
+            check_gpus(execution.workers, address)
+        elif execution.use_gpu:
+            device = cuda("execution.use_gpu")
         if state.state != "resume":
             _start_over(folder, state.identity)
         with _following(folder, on_line):

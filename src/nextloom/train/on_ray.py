@@ -36,20 +36,14 @@ def train_on_ray(recipe: TrainRecipe, identity: Mapping[str, Any], address: str 
         address: of a Ray cluster; None starts a local one.
 
     Raises:
-        UserError: GPUs are asked for that the cluster does not have, what stopped a worker, or workers died more than
-            `max_failures` times.
+        UserError: what stopped a worker, or workers died more than `max_failures` times.
     """
-    from nextloom.cluster.connect import connect
-
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    connect(address)
+    _connect(address)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     use_gpu = recipe.execution.use_gpu
-    if use_gpu:
-        _check_gpus(recipe.execution.workers)
     storage, failure = recipe.run_folder / "ray", recipe.run_folder / FAILURE
     failure.unlink(missing_ok=True)
     trainer = TorchTrainer(
@@ -81,8 +75,13 @@ def train_on_ray(recipe: TrainRecipe, identity: Mapping[str, Any], address: str 
         raise UserError(told["what"], where=told["where"], next=told["next"])
 
 
-def _check_gpus(workers: int) -> None:
-    """Refuse what the cluster can never give, instead of waiting for it; and a torch that cannot use it."""
+def check_gpus(workers: int, address: str | None) -> None:
+    """Refuse what the cluster can never give, instead of waiting for it; and a torch that cannot use it.
+
+    Raises:
+        UserError: fewer GPUs than workers, or torch sees none.
+    """
+    _connect(address)
     import ray
     from ray.exceptions import RayTaskError
 
@@ -97,6 +96,13 @@ def _check_gpus(workers: int) -> None:
         ray.get(ray.remote(num_gpus=1)(cuda).remote("execution.use_gpu"))
     except RayTaskError as error:
         raise error.cause if isinstance(error.cause, UserError) else error from None
+
+
+def _connect(address: str | None) -> None:
+    from nextloom.cluster.connect import connect
+
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    connect(address)
 
 
 def _worker(config: dict[str, Any]) -> None:

@@ -74,7 +74,7 @@ class DecoderTask:
 
     def build(self) -> nn.Module:
         """A fresh decoder whose weights follow from the seed and the codebook."""
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed)
             model = NextFlow(self.recipe.model)
         model.init_codes(self.codebook)

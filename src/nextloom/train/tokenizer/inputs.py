@@ -34,7 +34,7 @@ LPIPS_COMMANDS = (
 
 
 def tokenizer_inputs(recipe: TokenizerRecipe, release: Release) -> dict[str, Any]:
-    """Digests of all that the training reads but the teacher; imports neither ray nor torch.
+    """Digests of all that the training reads; imports neither ray nor torch.
 
     Raises:
         UserError: something is absent or does not fit the recipe's network.

@@ -35,9 +35,9 @@ def make_model(recipe: TokenizerRecipe, config: TokenizerConfig) -> nn.Module:
 
     Args:
         recipe: stage, seed and folders of first weights.
-        config: of the network, from `tokenizer_inputs.network`.
+        config: of the network, from `nextloom.train.tokenizer.inputs.network`.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         tokenizer = Tokenizer(config)
         rival = PatchGan(recipe.gan_channels, recipe.gan_layers) if recipe.gan_weight else None
