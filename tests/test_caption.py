@@ -1,4 +1,7 @@
-"""caption, recaption, caption_qa against a stub endpoint that answers, refuses, loops, truncates, fails and hangs."""
+"""caption, recaption, caption_qa against a stub endpoint that answers, refuses, loops, truncates, fails and hangs.
+
+Past 400 lines because every kind of fault of one endpoint is told here, on one stub and its fixtures.
+"""
 
 import io
 import socket

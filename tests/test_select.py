@@ -203,8 +203,10 @@ def refuse_scale(where: str, message: str, **scales: str) -> None:
     ],
 )
 def test_a_number_of_another_scale_is_refused(where):
-    refuse_scale(where, r"where: aesthetic\.score is on scale laion-aesthetic-v2 \(1 to 10\), and \S+ is not on it.*"
-                 r"\{op: quantile, reads: \[aesthetic\], column: score, (top|bottom): 0\.30\}")  # fmt: skip
+    told = r"where: aesthetic\.score is on scale laion-aesthetic-v2 \(1 to 10\), and \S+ is not on it"
+    rank = r"\{op: quantile, reads: \[aesthetic\], column: score, (top|bottom): 0\.30\}"
+    with pytest.raises(UserError, match=rf"(?s)^steps\.keep\.{told}.*{rank}"):
+        SelectWhere(where=where, scales={}).check_scales(SCALES, "steps.keep")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""Training: what a decoder learns, what a step holds, one process against two, Ray with a killed worker."""
+"""Training: what a decoder learns, what a step holds, one process against two, Ray with a killed worker.
+
+Past 400 lines because all of it stands on one small world of packs, which takes a second to make.
+"""
 
 from __future__ import annotations
 
