@@ -18,6 +18,8 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
 sys.path.insert(0, str(TESTS))
 
+from hostile.summary import pytest_terminal_summary  # noqa: E402, F401  (a hook of the whole run)
+
 
 @pytest.fixture(scope="session")
 def ray_local():

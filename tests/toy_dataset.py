@@ -38,7 +38,7 @@ IMAGES = pa.schema(
         ("error", ERROR),
     ]
 )
-FAILED = {"stage": "test", "type": "ValueError", "message": "broken", "transient": False}
+FAILED = {"stage": "test", "type": "ValueError", "message": "broken", "detail": None, "transient": False}
 
 
 def build(

@@ -30,8 +30,20 @@ from nextloom import pixels
 from nextloom.config import Model
 from nextloom.io import digest_path
 
-ERROR = pa.struct([("stage", pa.string()), ("type", pa.string()), ("message", pa.string()), ("transient", pa.bool_())])
-"""Arrow type of the `error` column: null where the row has a value."""
+ERROR = pa.struct(
+    [
+        ("stage", pa.string()),
+        ("type", pa.string()),
+        ("message", pa.string()),
+        ("detail", pa.string()),
+        ("transient", pa.bool_()),
+    ]
+)
+"""Arrow type of the `error` column: null where the row has a value.
+
+`message` is short and the same for every row of one kind of fault, so that failures group by it; `detail` is what
+this row adds (numbers, names, a decoder's own words), or null.
+"""
 
 CHILDREN = pa.schema(
     [
@@ -91,14 +103,23 @@ class RowFailure(Exception):
 
     Args:
         kind: the `type` in the row's error, such as ``HttpStatus``.
-        message: what happened, in a sentence.
+        message: what happened, in a sentence that is the same for all rows of this fault.
+        detail: what this row adds to it.
         transient: whether trying again could help.
         values: column -> value, of those the op announces; the others are null.
     """
 
-    def __init__(self, kind: str, message: str, *, transient: bool = False, values: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        kind: str,
+        message: str,
+        *,
+        detail: str | None = None,
+        transient: bool = False,
+        values: Mapping[str, Any] | None = None,
+    ):
         super().__init__(message)
-        self.kind, self.transient, self.values = kind, transient, dict(values or {})
+        self.kind, self.detail, self.transient, self.values = kind, detail, transient, dict(values or {})
 
 
 @dataclass(slots=True)
@@ -282,9 +303,19 @@ def attempt(function: Callable[[Any], Any], row: Any) -> Any:
 def error_value(stage: str, error: BaseException) -> dict[str, Any]:
     """The `error` struct of a row: where it failed, why, and whether trying again could help."""
     transient = isinstance(error, (ConnectionError, TimeoutError)) or getattr(error, "transient", False)
-    message = str(error)[:500].encode("utf-8", "backslashreplace").decode()
+    detail = getattr(error, "detail", None)
     kind = error.kind if isinstance(error, RowFailure) else type(error).__name__
-    return {"stage": stage, "type": kind, "message": message, "transient": bool(transient)}
+    return {
+        "stage": stage,
+        "type": kind,
+        "message": _short(str(error)),
+        "detail": None if detail is None else _short(str(detail)),
+        "transient": bool(transient),
+    }
+
+
+def _short(text: str) -> str:
+    return text[:500].encode("utf-8", "backslashreplace").decode()
 
 
 def canonical(data: Any) -> str:

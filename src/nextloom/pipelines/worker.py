@@ -282,7 +282,7 @@ def _input_error(task: Task, row: Row, load: RowError | None) -> RowError | None
     for name, values in row.reads.items():
         if values is None or values.get("error"):
             why = values["error"]["message"] if values else "no value"
-            return RowError({"stage": name, "type": INPUT_FAILED, "message": why, "transient": False})
+            return RowError({"stage": name, "type": INPUT_FAILED, "message": why, "detail": None, "transient": False})
     return None
 
 
@@ -366,7 +366,7 @@ def _fit(task: Task, value: dict[str, Any], schema: pa.Schema) -> dict[str, Any]
 
 def dead_rows(task: Task, ids: Sequence[int], message: str) -> pa.Table:
     """Error rows for rows that killed their worker."""
-    error = {"stage": task.step, "type": "WorkerDied", "message": message, "transient": False}
+    error = {"stage": task.step, "type": "WorkerDied", "message": message, "detail": None, "transient": False}
     if isinstance(task.op, Expand):
         rows = [{"id": child_id(i, MAX_CHILDREN), "parent": i, "ordinal": MAX_CHILDREN, "error": error} for i in ids]
     else:
