@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml Makefile
 	touch $@
 
 quickstart: $(STAMP)
-	$(BIN)/python -m nextloom.quickstart
+	$(BIN)/python -P -m nextloom.quickstart
 
 # a browser for tests of the report page; tried once, and where it cannot be had those tests are skipped with a reason
 $(BROWSER): | $(STAMP)

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo
 
+from nextloom import strict_yaml
 from nextloom.errors import UserError, did_you_mean
 from nextloom.io import is_uri, join
 
@@ -74,7 +75,9 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
             raise UserError(f"no such recipe; {did_you_mean(str(path), names)}", where=str(path))
         file = Path(str(shipped[str(path)]))
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if (size := file.stat().st_size) > strict_yaml.MAX_BYTES:
+            raise UserError(f"{size:,} bytes are no recipe; the limit is {strict_yaml.MAX_BYTES:,}", where=str(path))
+        data = strict_yaml.parse(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from None
     except UnicodeDecodeError as error:
@@ -104,7 +107,7 @@ def override(data: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
             node[key] = child
             node = child
         try:
-            node[keys[-1]] = yaml.safe_load(text)
+            node[keys[-1]] = strict_yaml.parse(text)
         except _NOT_YAML as error:
             quoted = shlex.quote(f"{path}={json.dumps(text, ensure_ascii=False)}")
             problem = getattr(error, "problem", None) or error

@@ -29,6 +29,7 @@ from pydantic import Field
 from nextloom import pixels
 from nextloom.config import Model
 from nextloom.io import digest_path
+from nextloom.printable import printable, redacted
 
 ERROR = pa.struct(
     [
@@ -315,7 +316,7 @@ def error_value(stage: str, error: BaseException) -> dict[str, Any]:
 
 
 def _short(text: str) -> str:
-    return text[:500].encode("utf-8", "backslashreplace").decode()
+    return printable(redacted(text))[:500]
 
 
 def canonical(data: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -13,6 +12,7 @@ import typer
 
 from nextloom.config import resolve
 from nextloom.errors import UserError
+from nextloom.printable import PrintableFormatter, printable, redacted
 
 app = typer.Typer(
     name="nextloom",
@@ -68,14 +68,14 @@ def call(command: typer.Typer) -> None:
     Exit codes: 0; 1 and a message with the next step for errors the user can mend; 2 for a wrong command line;
     130 after Ctrl-C, which Typer turns into an exit of that code.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PrintableFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("nextloom").setLevel(logging.INFO)
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # own ops lie beside the recipe; Ray gives its workers this folder by itself
     try:
         command()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(redacted(str(error)), lines=True)}", file=sys.stderr)
         sys.exit(1)
     except SystemExit as end:
         if end.code == INTERRUPTED:

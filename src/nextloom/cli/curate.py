@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from nextloom.cli.application import Address, AsJson, RecipeArg, Retry, Root, Sets, To, app, load
-from nextloom.cli.tables import counts_table, duration, show, table_of
+from nextloom.cli.tables import counts_table, duration, say, show, table_of
 from nextloom.config import DEFAULT_ROOT, local_root
 from nextloom.errors import UserError
 
@@ -57,6 +57,11 @@ def _show_plan(plans: list[Any]) -> None:
         wanted = "?" if p.wanted is None else f"{p.wanted:,}"
         table.add_row(p.step, p.op, p.state, todo, wanted, duration(p.cpu_seconds), p.cause)
     show(table)
+    for p in plans:
+        if p.code:
+            say(f"code         {p.step}: {p.code}")
+        if p.environment:
+            say(f"environment  {p.step}: {', '.join(p.environment)}")
 
 
 @app.command()

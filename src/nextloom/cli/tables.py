@@ -6,11 +6,22 @@ import sys
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from nextloom.printable import printable
+
+
+class PlainTable(Table):
+    """A table whose cells are text as it is: no markup is read in it, and nothing that a terminal would obey."""
+
+    def add_row(self, *cells: object, **options: object) -> None:  # pyrefly: ignore[bad-override]
+        """A row; cells are turned into text."""
+        super().add_row(*[Text(printable(str(cell))) for cell in cells], **options)  # pyrefly: ignore[bad-argument-type]
 
 
 def table_of(*columns: str) -> Table:
     """An empty table; columns of amounts are aligned to the right."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = PlainTable(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, justify="right" if column in ("rows to do", "of", "CPU time", "done") else "left")
     return table
@@ -26,6 +37,11 @@ def counts_table(rows: list[tuple[str, int | None, dict[str, int]]]) -> Table:
         cells = [f"{counts[n]:,}" if n in counts else "" for n in names]
         table.add_row(step, "" if done is None else f"{done:,}", *cells)
     return table
+
+
+def say(text: object) -> None:
+    """A line, or lines, on stdout that may hold what strangers wrote."""
+    print(printable(str(text), lines=True))
 
 
 def show(table: Table) -> None:

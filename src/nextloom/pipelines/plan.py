@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from nextloom.errors import UserError
 from nextloom.op import CHILDREN, Annotate, Expand, Op, Reduce, Select, digest
 from nextloom.pipelines.recipe import SOURCE, Graph, Recipe, Step
+from nextloom.pipelines.uses import check_environment, code_of, environment_of
 from nextloom.store.dataset import ROWS, Dataset
 from nextloom.store.files import take_ids
 from nextloom.store.listing import Changes
@@ -45,6 +46,10 @@ class StepPlan:
     cpu_seconds: float | None = None
     """Expected work, from the recorded throughput of the step's last run; None before the first."""
     fingerprint: str = ""
+    code: str = ""
+    """Class and file of an op from outside of the package."""
+    environment: tuple[str, ...] = ()
+    """Environment variables that the op reads."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -78,6 +83,7 @@ class Planner:
         rows = self.rowsets[SOURCE]
         assert rows is not None
         plan = StepPlan(SOURCE, self.recipe.source.name, SOURCE, FRESH, wanted=rows.count())
+        plan.code = code_of(self.recipe.source)
         if self.changes:
             plan.state, plan.cause, plan.todo = STALE, self.changes.describe(), self.changes.new.num_rows
             plan.state = STALE if len(self.changes.kept) or len(self.changes.gone) else MISSING
@@ -113,6 +119,7 @@ class Planner:
     def judge(self, step: Step) -> StepPlan:
         """State of one step; the steps it needs must have been judged before."""
         plan = StepPlan(step.name, step.op.name, step.kind, FRESH)
+        plan.code, plan.environment = code_of(step.op), environment_of(step.op)
         try:
             self.identify(step)
         except UserError as error:
@@ -168,6 +175,7 @@ class Planner:
 
     def identify(self, step: Step) -> None:
         """Work out fingerprint and identity of a step; a `UserError` when weights are absent or an input has none."""
+        check_environment(step.op, f"steps.{step.name}", self.recipe.allowed_environment)
         identity = op_identity(step.op, f"steps.{step.name}")
         reads = {name: self.fingerprints[name] for name in step.reads if name in self.fingerprints}
         if len(reads) < len(step.reads):

@@ -6,19 +6,20 @@ names exist, rows and reads agree, nothing goes in a circle.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from pydantic import Field, InstanceOf, model_validator
+from pydantic import Field, InstanceOf, PrivateAttr, model_validator
 
 from nextloom.config import Model, load_yaml, override, validate
 from nextloom.curation.sources.source import Source
 from nextloom.errors import UserError, did_you_mean
 from nextloom.op import CHILDREN, Annotate, Expand, Pack, Reduce, RowOp, Select
-from nextloom.pipelines.registry import find_op, find_source
+from nextloom.pipelines.registry import find_op, find_source, look_beside
 from nextloom.store.dataset import ROWS
 
 SOURCE = "source"
@@ -56,12 +57,28 @@ class Recipe(Model):
     releases: dict[str, ReleaseSpec] = {}
     packs: dict[str, InstanceOf[Pack]] = {}
     run: RunOptions = RunOptions()
+    _allowed_environment: frozenset[str] | None = PrivateAttr(None)
+
+    @property
+    def allowed_environment(self) -> frozenset[str] | None:
+        """Environment variables that were named on the command line; None for a recipe that Python built."""
+        return self._allowed_environment
 
     @classmethod
     def load(cls, path: str, *, root: str, sets: list[str] | None = None) -> Recipe:
-        """Read a YAML recipe: a file, or the name of one that ships with the package."""
+        """Read a YAML recipe: a file, or the name of one that ships with the package.
+
+        Own ops (``op: "module:Class"``) are looked for where Python finds modules, and then beside the file.
+        """
         data = override(load_yaml(path), sets or [])
-        return cls.build(data, root=root)
+        if os.path.isfile(path):
+            look_beside(os.path.dirname(os.path.abspath(path)))
+        recipe = cls.build(data, root=root)
+        named = [text.partition("=") for text in sets or []]
+        recipe._allowed_environment = frozenset(
+            name.strip() for field, _, name in named if field.endswith("execution.api_key_env")
+        )
+        return recipe
 
     @classmethod
     def build(cls, data: dict[str, Any], *, root: str | None = None) -> Recipe:

@@ -1,8 +1,13 @@
-"""The ops that recipes may name: one entry each. An own op needs none: ``op: "mypackage.module:MyOp"``."""
+"""The ops that recipes may name: one entry each. An own op needs none: ``op: "mypackage.module:MyOp"``.
+
+Own ops are imported from where Python finds modules, and last from the folder of the recipe that names one. A recipe
+that names none imports nothing from its folder, and the working directory is no place to look in.
+"""
 
 from __future__ import annotations
 
 import importlib
+import sys
 from functools import lru_cache
 
 from nextloom.curation.sources.source import Source
@@ -51,6 +56,15 @@ OPS = (
 )
 
 
+_folders: list[str] = []
+
+
+def look_beside(folder: str) -> None:
+    """Look for own ops in `folder` too, once a recipe names one."""
+    if folder not in _folders:
+        _folders.append(folder)
+
+
 def load(path: str, where: str) -> type:
     """The class at ``module:Class``.
 
@@ -58,6 +72,8 @@ def load(path: str, where: str) -> type:
         UserError: there is none, or its module raises while it is imported.
     """
     module, _, name = path.partition(":")
+    if module.partition(".")[0] != "nextloom":
+        sys.path.extend(folder for folder in _folders if folder not in sys.path)  # last: it replaces no module
     try:
         return getattr(importlib.import_module(module), name)
     except Exception as error:
