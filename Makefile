@@ -28,8 +28,9 @@ $(BROWSER): | $(STAMP)
 	fi; command -v chromium >/dev/null || echo "no chromium: tests of the report page in a browser will be skipped"
 	touch $@
 
+# most of a test of the engine is waiting for processes to start, so two files run at a time
 test: $(STAMP) $(BROWSER) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check src tests benchmarks
