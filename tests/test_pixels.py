@@ -2,7 +2,9 @@
 
 import io
 import os
+import struct
 import threading
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -166,7 +168,7 @@ def test_frames_of_an_animation(tmp_path, make):
     assert pixels.frame_count(raw) == 3
     for frame, color in enumerate((zoo.RED, zoo.BLUE, zoo.WHITE)):
         assert (pixels.decode(raw, frame) == color).all()
-    with pytest.raises(pixels.BrokenPicture, match="there is no frame 3"):
+    with pytest.raises(pixels.BrokenPicture, match="there is no such frame"):
         pixels.decode(raw, 3)
 
 
@@ -179,44 +181,189 @@ def test_pages_are_not_frames():
 
 
 @pytest.mark.parametrize(
-    ("make", "kind", "message"),
+    ("make", "kind", "message", "detail"),
     [
-        (zoo.truncated_jpeg, pixels.BrokenPicture, "truncated"),
-        (zoo.empty_file, pixels.NotAPicture, "the file is empty"),
-        (zoo.text_as_jpeg, pixels.NotAPicture, r"it begins with b'<html>404 not fo'"),
-        (zoo.huge_header, pixels.PictureTooLarge, "3600000000 pixels"),
-        (zoo.svg_as_png, pixels.NotAPicture, r"it begins with b'<svg xmlns"),
-        (zoo.zero_width_png, pixels.BrokenPicture, "damaged header of a PNG"),
-        (zoo.zero_height_jpeg, pixels.BrokenPicture, "damaged header of a JPEG"),
-        (zoo.text_bomb_png, pixels.BrokenPicture, "damaged header: Decompressed data too large"),
-        (zoo.float_tiff, pixels.PictureError, "floats, whose range is unknown"),
+        (zoo.truncated_jpeg, pixels.BrokenPicture, "data of this JPEG are damaged or cut off", "truncated"),
+        (zoo.empty_file, pixels.NotAPicture, "the file is empty", ""),
+        (zoo.text_as_jpeg, pixels.NotAPicture, "HTML is not read; what is read: JPEG, PNG", ""),
+        (zoo.huge_header, pixels.PictureTooLarge, "more than 134,217,728 pixels", "3600000000 pixels"),
+        (zoo.svg_as_png, pixels.NotAPicture, "SVG is not read", ""),
+        (zoo.zero_width_png, pixels.BrokenPicture, "header of this PNG is damaged", ""),
+        (zoo.zero_height_jpeg, pixels.BrokenPicture, "header of this JPEG is damaged", ""),
+        (zoo.text_bomb_png, pixels.BrokenPicture, "header of this PNG is damaged", "Decompressed data too large"),
+        (zoo.float_tiff, pixels.PictureError, "32-bit floats, whose range is unknown", ""),
     ],
 )
-def test_what_cannot_be_read_says_why_and_says_it_again(tmp_path, make, kind, message):
+def test_what_cannot_be_read_says_why_and_says_it_again(tmp_path, make, kind, message, detail):
     raw = make(tmp_path).read_bytes()
     with pytest.raises(kind, match=message) as first:
         pixels.decode(raw)
     with pytest.raises(kind) as second:
         pixels.decode(bytes(bytearray(raw)))
-    assert str(first.value) == str(second.value), "an error row must not hold an address in memory"
+    same = (str(first.value), first.value.detail)
+    assert same == (str(second.value), second.value.detail), "an error row must not hold an address in memory"
+    assert detail in (first.value.detail or "")
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_just_over_the_limit_is_too_large(tmp_path):
-    with pytest.raises(pixels.PictureTooLarge, match="179560000 pixels"):
-        pixels.open_picture(zoo.huge_header(tmp_path, 13_400).read_bytes())
-    assert pixels.open_picture(zoo.huge_header(tmp_path, 13_300).read_bytes()).size == (13_300, 13_300)
+    with pytest.raises(pixels.PictureTooLarge, match="134,217,728 pixels") as error:
+        pixels.open_picture(zoo.huge_header(tmp_path, 11_586).read_bytes())
+    assert error.value.detail == "11586 x 11586, 134235396 pixels"
+    assert pixels.open_picture(zoo.huge_header(tmp_path, 11_585).read_bytes()).size == (11_585, 11_585)
 
 
-def test_formats_and_ranges_that_are_refused():
+def test_scans_and_profiles_are_bounded():
+    """A progressive JPEG may hold any number of scans, each as much work as a file of its own."""
+    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (32, 32, 3), np.uint8))
+    raw = zoo.encoded(noise, "JPEG", progressive=True)
+    assert 2 < raw.count(b"\xff\xda") <= 20 and pixels.decode(raw).shape == (32, 32, 3)
+    last = raw.rindex(b"\xff\xda")
+    many = raw[:-2] + raw[last:-2] * 400 + raw[-2:]
+    with pytest.raises(pixels.PictureTooLarge, match="more than 100 scans"):
+        pixels.decode(many)
+    with pytest.raises(pixels.PictureTooLarge, match="profile has more than 8,388,608 bytes"):
+        pixels.decode(zoo.encoded(noise, "TIFF", icc_profile=bytes(9 * 2**20)))
+
+
+def test_formats_that_are_refused():
     heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64)
-    with pytest.raises(pixels.BrokenPicture, match="damaged header of a HEIC"):
+    with pytest.raises(pixels.BrokenPicture, match="header of this HEIC is damaged"):
         pixels.decode(heic)
-    with pytest.raises(pixels.NotAPicture):
-        pixels.decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
-    wide = Image.fromarray(np.array([[0, 70_000]], np.int32))
-    with pytest.raises(pixels.PictureError, match="32-bit integers"):
-        pixels.decode(zoo.encoded(wide, "TIFF"))
+    for raw, kind in (
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "PostScript"),
+        (b"8BPS\0\1" + bytes(20), "PSD"),
+        (b"%PDF-1.7\n", "PDF"),
+        (zoo.encoded(Image.new("RGB", (9, 9)), "TGA"), "TGA"),
+        (b"\0\0\0\x20ftypisom\0\0\2\0", "MP4 video"),
+        (b"PK\3\4" + bytes(30), "ZIP archive"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "Git LFS pointer"),
+        (b'{"error": "no such key: secret-of-the-file"}', "JSON"),
+        (b"secret-of-the-file", "text"),
+        (bytes(999), "a file of zeros"),
+        (bytes(range(128, 256)), "a file of unknown kind"),
+    ):
+        with pytest.raises(pixels.NotAPicture, match=f"^{kind} is not read; what is read: JPEG") as error:
+            pixels.decode(raw)
+        assert "secret" not in str(error.value) + str(error.value.detail)
+
+
+# ---- depth: samples that are not 8 bits of grey or colour
+
+
+def tiff(values: np.ndarray, bits: int, kind: int = 1, photometric: int = 1) -> bytes:
+    """A TIFF of one strip, written by hand: width, height, bits, photometric, sample format and the samples as bytes."""
+    height, width = values.shape
+    data = values.tobytes() if bits != 12 else _twelve(values)
+    entries = [
+        (256, 4, width), (257, 4, height), (258, 3, bits), (259, 3, 1), (262, 3, photometric), (273, 4, 8),
+        (277, 3, 1), (278, 4, height), (279, 4, len(data)), (339, 3, kind),
+    ]  # fmt: skip
+    table = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", tag, t, 1, v) for tag, t, v in entries)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + table + bytes(4)
+
+
+def _twelve(values: np.ndarray) -> bytes:
+    """Two samples of 12 bits in three bytes, the first in the high bits."""
+    pairs = values.reshape(-1, 2).astype(int)
+    return b"".join((int(a) << 12 | int(b)).to_bytes(3, "big") for a, b in pairs)
+
+
+RAMP = np.linspace(0, 1, 64)[None, :].repeat(4, 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "bits", "kind", "said"),
+    [
+        ((RAMP * 200).astype(np.int8), 8, 2, "8-bit signed integers"),
+        ((RAMP * 30000).astype(np.int16), 16, 2, "16-bit signed integers"),
+        ((RAMP * 200).astype(np.int32), 32, 2, "32-bit signed integers"),
+        ((RAMP * 200).astype(np.uint32), 32, 1, "32-bit unsigned integers"),
+        ((RAMP * 3e9).astype(np.uint32), 32, 1, "32-bit unsigned integers"),
+        (RAMP.astype(np.float32), 32, 3, "32-bit floats"),
+    ],
+)
+def test_samples_without_a_known_range_are_named_never_guessed(values, bits, kind, said):
+    with pytest.raises(pixels.PictureError, match=f"its samples are {said}, whose range is unknown"):
+        pixels.decode(tiff(values, bits, kind))
+
+
+def test_varieties_of_tiff_that_pillow_does_not_read_are_refused():
+    for raw in (tiff(RAMP, 64, 3), tiff((RAMP * 4095).astype(np.uint16), 12, 1, 0)):
+        with pytest.raises(pixels.BrokenPicture, match="header of this TIFF is damaged, or of a variety"):
+            pixels.decode(raw)
+
+
+@pytest.mark.parametrize(
+    ("bits", "dtype", "photometric"),
+    [(8, np.uint8, 0), (8, np.uint8, 1), (12, np.uint16, 1), (16, np.uint16, 0), (16, np.uint16, 1)],
+)
+def test_grey_of_any_depth_and_polarity_is_the_same_ramp(bits, dtype, photometric):
+    top = 2**bits - 1
+    values = np.round(RAMP * top).astype(dtype)
+    rgb = pixels.decode(tiff(top - values if photometric == 0 else values, bits, 1, photometric))
+    assert np.abs(rgb[..., 0].astype(float) - RAMP * 255).max() <= 1 and rgb[0, 0, 0] == 0 and rgb[0, -1, 0] == 255
+
+
+def png(depth: int, colour: int, row: bytes, width: int, key: bytes) -> bytes:
+    """A PNG of one row with a transparent value, written by hand."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = struct.pack(">IIBBBBB", width, 1, depth, colour, 0, 0, 0)
+    body = chunk(b"IHDR", head) + chunk(b"tRNS", key) + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour", "row", "key", "expected"),
+    [
+        (1, 0, b"\x40", b"\0\0", [255, 255]),  # samples 0 and 1; 0 is transparent, so white
+        (1, 0, b"\x40", b"\0\1", [0, 255]),
+        (2, 0, b"\x60", b"\0\1", [255, 170]),
+        (4, 0, b"\x5a", b"\0\5", [255, 170]),
+        (8, 0, b"\x55\xaa", b"\0\x55", [255, 170]),
+        (16, 0, b"\x55\x01\x55\x02", b"\x55\x01", [255, 85]),
+        (8, 2, b"\x55" * 3 + b"\xaa" * 3, b"\0\x55" * 3, [255, 170]),
+        (16, 2, b"\x55\x01" * 3 + b"\xaa\x02" * 3, b"\x55\x01" * 3, [255, 170]),
+    ],
+)
+def test_a_transparent_value_is_white_at_every_depth(depth, colour, row, key, expected):
+    rgb = pixels.decode(png(depth, colour, row, 2, key))
+    assert rgb[0].tolist() == [[value] * 3 for value in expected]
+
+
+CASES = Path(__file__).parent / "data" / "cases_images"
+
+
+@pytest.mark.parametrize("name", ["a.jfif", "c.jpe", "x.mpo", "x.apng", "e.jp2", "p.ppm"])
+def test_images_under_other_suffixes_decode(name):
+    image = Image.open(CASES / name)
+    rgb = pixels.decode((CASES / name).read_bytes())
+    assert rgb.shape == (image.height, image.width, 3) and rgb.std() > 10
+    assert np.abs(rgb.astype(int) - np.asarray(image.convert("RGB"))).max() == 0, "the first of several"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("i32_small.tif", "32-bit signed"),
+        ("i32_big.tif", "32-bit signed"),
+        ("int16.tif", "16-bit signed"),
+    ],
+)
+def test_integer_tiffs_of_the_cases_are_named(name, said):
+    with pytest.raises(pixels.PictureError, match=f"its samples are {said} integers"):
+        pixels.decode((CASES / name).read_bytes())
+
+
+def test_grey_of_sixteen_bits_with_a_transparent_value():
+    stored = np.asarray(Image.open(CASES / "g16_trns.png"))
+    key = Image.open(CASES / "g16_trns.png").info["transparency"]
+    rgb = pixels.decode((CASES / "g16_trns.png").read_bytes())
+    assert (stored == key).any() and (rgb[stored == key] == 255).all()
+    assert (rgb[stored != key, 0] == (stored[stored != key].astype(int) + 128) // 257).all()
 
 
 SMALL = [make for make in zoo.READABLE if make is not zoo.huge_metadata_jpeg]

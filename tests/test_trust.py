@@ -52,7 +52,9 @@ def test_plan_names_own_code_and_variables(nextloom, captions, tmp_path):  # noq
     assert f"code         length: length_of_key:Length ({tmp_path}/length_of_key.py)" in out
     assert "environment  words: OPENAI_API_KEY" in out
     plans = {p["step"]: p for p in json.loads(nextloom("plan", "r.yaml", "--json", cwd=tmp_path)[1])}
-    assert plans["words"]["environment"] == ["OPENAI_API_KEY"] and plans["length"]["code"] and not plans["words"]["code"]
+    assert (
+        plans["words"]["environment"] == ["OPENAI_API_KEY"] and plans["length"]["code"] and not plans["words"]["code"]
+    )
 
 
 def test_a_key_goes_to_its_own_service_or_where_the_command_line_says(nextloom, captions, tmp_path):  # noqa: F811

@@ -3,11 +3,12 @@
 Curation, tokenizer training and extraction all come through here, so they see the same picture. Pillow does
 the decoding: it refuses truncated files, where OpenCV returns a half-grey picture without a word.
 
-Rules, in order: header checked before any pixel is decoded (format, size limit); first frame unless asked; EXIF
-orientation applied; 16-bit scaled to 8; colours of an ICC profile brought to sRGB; palette, alpha and transparency
-composited on white; CMYK and others converted to RGB. Changing a rule bumps the version, which is in every
-fingerprint. `docs/pictures.md` tells users the same. Price paid: a frame of an animation is decoded from the first
-one on; a picture with a profile other than sRGB costs about 20 ms more per million pixels.
+Rules, in order: header checked before any pixel is decoded (format, pixels, scans, size of the profile); first frame
+unless asked; EXIF orientation applied; more than 8 bits scaled to 8 (`depth`); colours of an ICC profile brought to
+sRGB (`colour`); palette, alpha and transparency composited on white; CMYK and others converted to RGB. Changing a rule
+bumps the version, which is in every fingerprint. `docs/pictures.md` tells users the same. Price paid: a frame of an
+animation is decoded from the first one on; a picture with a profile other than sRGB costs about 20 ms more per million
+pixels.
 """
 
 from __future__ import annotations
@@ -17,35 +18,27 @@ import warnings
 from functools import lru_cache
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-DECODE_VERSION = "decode2"
+from nextloom.colour import MAX_PROFILE, has_foreign_colours, in_srgb
+from nextloom.depth import eight_bit, unknown_range
+from nextloom.magic import kind_of
+
+DECODE_VERSION = "decode3"
 RESIZE_VERSION = "resize1"
 RESAMPLING = "lanczos"
 """How `cover` resamples; part of `RESIZE_VERSION`."""
-MAX_PIXELS = 178_956_970
-"""Largest picture decoded, in pixels (Pillow's own limit for decompression bombs); more is an error row."""
+MAX_PIXELS = 2**27
+"""Largest picture decoded, in pixels: 134 million, such as 11,585 x 11,585. One with alpha takes 1.5 GB on its way."""
+MAX_SCANS = 100
+"""Most scans of a JPEG: each is as much work as a plain file of its size. Encoders write up to about 20."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 """What is tried, whatever the file is called, and HEIC. Others stay out: some (EPS) start programs of their own."""
+READ = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC, JPEG 2000, PPM"
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
 """Formats whose frames are moments of one picture; pages of a TIFF and parts of an MPO or HEIC are not."""
-
-SAME_COLOUR = 2
-"""A profile whose colours are nowhere further than this from sRGB, of 255, is taken for sRGB: pixels stay as stored."""
-_MARKS = (
-    (0, b"\xff\xd8\xff", "JPEG"),
-    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
-    (0, b"GIF8", "GIF"),
-    (8, b"WEBP", "WebP"),
-    (0, b"II*\0", "TIFF"),
-    (0, b"MM\0*", "TIFF"),
-    (4, b"ftypavi", "AVIF"),
-    (4, b"ftyphe", "HEIC"),
-    (4, b"ftypmif1", "HEIC or AVIF"),
-)
-"""(offset, bytes, format) by which a file is known for a picture when its header cannot be read."""
-_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
+_IMAGES = {"JPEG", "PNG", "GIF", "WebP", "TIFF", "AVIF", "HEIC", "HEIC or AVIF", "JPEG 2000", "BMP", "PPM"}
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -62,7 +55,14 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class PictureError(ValueError):
-    """The bytes give no pixels; the message is the same for the same bytes."""
+    """The bytes give no pixels. The message is the same for all files of one fault, `detail` for the same bytes.
+
+    Neither holds any of the bytes.
+    """
+
+    def __init__(self, message: str, detail: str | None = None) -> None:
+        super().__init__(message)
+        self.detail = detail
 
 
 class NotAPicture(PictureError):
@@ -70,7 +70,7 @@ class NotAPicture(PictureError):
 
 
 class PictureTooLarge(PictureError):
-    """The header announces more pixels than `MAX_PIXELS`."""
+    """The header announces more than `MAX_PIXELS`, `MAX_SCANS` or `MAX_PROFILE`."""
 
 
 class BrokenPicture(PictureError):
@@ -87,21 +87,32 @@ def open_picture(raw: bytes) -> Image.Image:
     """
     if not raw:
         raise NotAPicture("the file is empty")
-    boxes = raw[4:8] == b"ftyp"
+    kind = kind_of(raw)
     try:
-        image = Image.open(io.BytesIO(raw), formats=(*FORMATS, _heif()) if boxes else FORMATS)
+        image = Image.open(io.BytesIO(raw), formats=(*FORMATS, _heif()) if raw[4:8] == b"ftyp" else FORMATS)
     except Image.DecompressionBombError as error:
-        raise PictureTooLarge(str(error).split(",", maxsplit=1)[0]) from None
+        raise PictureTooLarge(_TOO_MANY, str(error).split(",", maxsplit=1)[0]) from None
     except UnidentifiedImageError:
-        if name := next((name for at, mark, name in _MARKS if raw.startswith(mark, at)), None):
-            raise BrokenPicture(f"damaged header of a {name}, or one that is not read") from None
-        raise NotAPicture(f"no picture in a format that is read; it begins with {raw[:16]!r}") from None
+        if kind in _IMAGES:
+            raise BrokenPicture(f"the header of this {kind} is damaged, or of a variety that is not read") from None
+        raise NotAPicture(f"{_named(kind)} is not read; what is read: {READ}") from None
     except Exception as error:
-        raise BrokenPicture(f"damaged header: {error}") from error
+        raise BrokenPicture(f"the header of this {kind} is damaged", str(error)) from error
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise PictureTooLarge(f"Image size ({width * height} pixels) exceeds limit of {MAX_PIXELS} pixels")
+        raise PictureTooLarge(_TOO_MANY, f"{width} x {height}, {width * height} pixels")
+    if len(image.info.get("icc_profile") or b"") > MAX_PROFILE:
+        raise PictureTooLarge(f"its colour profile has more than {MAX_PROFILE:,} bytes")
+    if image.format in ("JPEG", "MPO") and (scans := raw.count(b"\xff\xda")) > MAX_SCANS:
+        raise PictureTooLarge(f"it has more than {MAX_SCANS} scans", f"{scans}")
     return image
+
+
+_TOO_MANY = f"it announces more than {MAX_PIXELS:,} pixels"
+
+
+def _named(kind: str) -> str:
+    return {"unknown": "a file of unknown kind", "zeros": "a file of zeros"}.get(kind, kind)
 
 
 def frame_count(raw: bytes) -> int:
@@ -142,14 +153,21 @@ def decode(raw: bytes, frame: int = 0) -> np.ndarray:
         if frame:
             image.seek(frame)
         image.load()
+        problem = unknown_range(image)
     except EOFError:
-        raise BrokenPicture(f"there is no frame {frame}") from None
+        raise BrokenPicture("there is no such frame", f"frame {frame}") from None
+    except MemoryError:
+        raise
     except Exception as error:
-        raise BrokenPicture(str(error)) from error
+        raise BrokenPicture(f"the data of this {kind_of(raw)} are damaged or cut off", str(error)) from error
+    if problem:
+        raise PictureError(f"its samples are {problem}, whose range is unknown; convert it to 8 or 16 bits")
     profile = image.info.get("icc_profile")
-    image = _eight_bit(_upright(image))
+    if image.format == "PNG":
+        image.info["depth"] = raw[24]
+    image = eight_bit(_upright(image))
     if profile:
-        image = _in_srgb(image, profile)
+        image = in_srgb(image, profile)
     return np.asarray(_on_white(image).convert("RGB"))
 
 
@@ -171,77 +189,19 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits scaled to 8; values that have no known range are refused."""
-    if image.mode == "F":
-        raise PictureError("pixels are floats, whose range is unknown; convert it to 8 or 16 bits")
-    if not image.mode.startswith("I"):
-        return image
-    wide = np.asarray(image).astype(np.int64)
-    if wide.min() < 0 or wide.max() > 65535:
-        raise PictureError("pixels are 32-bit integers, whose range is unknown; convert it to 8 or 16 bits")
-    return Image.fromarray(((wide + 128) // 257).astype(np.uint8))
-
-
-def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """`image` with the colours that its ICC profile means, in sRGB; alpha as it was.
-
-    A profile that cannot be read, or is about other channels than the picture has, is ignored, as browsers do.
-    """
-    if image.mode in ("P", "PA", "RGBX", "YCbCr"):
-        image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
-    elif image.mode in ("1", "L", "RGB") and "transparency" in image.info:
-        image = image.convert("RGBA" if image.mode == "RGB" else "LA")
-    alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
-    plain = image.convert(image.mode[:-1]) if alpha else image
-    transform = _transform(profile, plain.mode)
-    if transform is None:
-        return image
-    rgb = ImageCms.applyTransform(plain, transform)
-    assert rgb is not None
-    if alpha:
-        rgb.putalpha(alpha)
-    return rgb
-
-
-def has_foreign_colours(image: Image.Image) -> bool:
-    """Whether the picture's ICC profile means other colours than its pixels say when they are taken for sRGB."""
-    profile = image.info.get("icc_profile")
-    mode = "RGB" if image.mode == "P" else image.mode
-    return bool(profile) and _transform(profile, mode) is not None
-
-
-@lru_cache(maxsize=32)
-def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From `profile` to 8-bit sRGB, relative colorimetric with black point compensation; None: leave the pixels."""
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if source.profile.xcolor_space.strip() != _SPACES.get(mode):
-            return None
-        transform = ImageCms.buildTransform(
-            source,
-            ImageCms.createProfile("sRGB"),
-            mode,
-            "RGB",
-            ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            ImageCms.Flags.BLACKPOINTCOMPENSATION | ImageCms.Flags.NOCACHE,
-        )
-        if mode == "CMYK":
-            return transform
-        steps = np.arange(0, 256, 17, dtype=np.uint8)
-        probe = Image.fromarray(np.stack(np.meshgrid(steps, steps, steps), -1).reshape(64, 64, 3)).convert(mode)
-        shown = ImageCms.applyTransform(probe, transform)
-        far = np.abs(np.asarray(shown, np.int16) - np.asarray(probe.convert("RGB"), np.int16)).max()
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return None
-    return transform if far > SAME_COLOUR else None
-
-
 def _on_white(image: Image.Image) -> Image.Image:
     if image.mode not in ("LA", "PA", "RGBA") and "transparency" not in image.info:
         return image
     image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    flat = Image.new("RGB", image.size)
+    for top in range(0, image.height, _BAND):  # in bands, so that a large picture is not held four times
+        band = image.crop((0, top, image.width, min(top + _BAND, image.height)))
+        white = Image.new("RGBA", band.size, (255, 255, 255, 255))
+        flat.paste(Image.alpha_composite(white, band).convert("RGB"), (0, top))
+    return flat
+
+
+_BAND = 512
 
 
 def crop_box(height: int, width: int, to_height: int, to_width: int) -> tuple[float, float, float, float]:

@@ -59,7 +59,11 @@ def _own_op_shadows_a_module(folder: Path) -> Outcome:
     (folder / "r.yaml").write_text(MINIMAL.replace("image_stats", '"own_ops_of_stranger:Op"'))
     for name in ("colorsys", "own_ops_of_stranger"):
         sys.modules.pop(name, None)
-    with patch.object(sys, "path", type(sys.path)(sys.path)), patch.object(registry, "_folders", []), contextlib.suppress(UserError):
+    with (
+        patch.object(sys, "path", type(sys.path)(sys.path)),
+        patch.object(registry, "_folders", []),
+        contextlib.suppress(UserError),
+    ):
         Recipe.load(str(folder / "r.yaml"), root=str(folder))
     ran = bool(getattr(sys.modules.pop("own_ops_of_stranger", None), "RAN", False))
     sys.modules.pop("colorsys", None)
@@ -249,7 +253,7 @@ YAML += [
     for tag in (
         "!!python/object/apply:os.mkdir ['{mark}']",
         "!!python/object/new:os.mkdir ['{mark}']",
-        "!!python/object/apply:builtins.exec ['open(\"{mark}\", \"w\")']",
+        '!!python/object/apply:builtins.exec [\'open("{mark}", "w")\']',
     )
 ]
 
