@@ -252,7 +252,7 @@ def test_formats_that_are_refused():
 
 
 def tiff(values: np.ndarray, bits: int, kind: int = 1, photometric: int = 1) -> bytes:
-    """A TIFF of one strip, written by hand: width, height, bits, photometric, sample format and the samples as bytes."""
+    """A TIFF of one strip, written by hand."""
     height, width = values.shape
     data = values.tobytes() if bits != 12 else _twelve(values)
     entries = [

@@ -1,6 +1,6 @@
 """ICC profiles: the colours that a file means, brought to sRGB.
 
-A profile comes from the file, so its size is bounded, and what is remembered of profiles is a few transforms, by digest.
+A profile comes from the file, so its size is bounded, and what is remembered is a few transforms, by digest.
 """
 
 from __future__ import annotations

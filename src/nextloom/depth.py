@@ -24,7 +24,7 @@ _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 
 def unknown_range(image: Image.Image) -> str | None:
     """Why the samples have no range that is known, such as "32-bit signed integers"; None where they have one."""
-    bits, photometric, kind = _tiff(image)
+    bits, _, kind = _tiff(image)
     if kind not in (1, 4) or (image.format == "TIFF" and image.mode in ("I", "F")) or bits > 16:
         return f"{bits}-bit {_SAMPLE_FORMATS.get(kind, 'samples of another format')}"
     if image.mode == "F":

@@ -20,7 +20,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from nextloom.colour import MAX_PROFILE, has_foreign_colours, in_srgb
+from nextloom.colour import MAX_PROFILE, in_srgb
 from nextloom.depth import eight_bit, unknown_range
 from nextloom.magic import kind_of
 

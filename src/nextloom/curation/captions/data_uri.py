@@ -16,7 +16,7 @@ import io
 
 from PIL import ExifTags, Image
 
-from nextloom import pixels
+from nextloom import colour, pixels
 
 SENT_AS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
 QUALITY = 90
@@ -53,7 +53,7 @@ def _plain(image: Image.Image) -> bool:
     """Whether every decoder sees the same in it: a still picture, no turn, no alpha, no odd kind of pixel."""
     if image.format not in SENT_AS or getattr(image, "n_frames", 1) > 1:
         return False
-    if image.mode not in ("L", "RGB", "P") or "transparency" in image.info or pixels.has_foreign_colours(image):
+    if image.mode not in ("L", "RGB", "P") or "transparency" in image.info or colour.has_foreign_colours(image):
         return False
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1) == 1
