@@ -138,7 +138,7 @@ STEPS = {
     "aesthetic": {"op": "source_score", "column": "aesthetic_score_laion_v2"},
     "phash": {"op": "source_hash"},
     "topic": {"op": "source_text", "column": "topic"},
-    "duplicate": {"op": "near_duplicate", "reads": ["phash"]},
+    "duplicate": {"op": "near_duplicate", "reads": ["phash"], "max_colour": None},
     "cut": {"op": "quantile", "reads": ["aesthetic"], "column": "score", "top": 0.5},
     "keep": {"op": "select", "where": "aesthetic.score > 4.3 and not duplicate.hit"},
     "balanced": {"op": "balance", "rows": "keep", "by": "topic.text", "max_rows": 3},

@@ -12,8 +12,10 @@ operations per shift and no bucket structure. A pair is given under its first ke
 B is chosen by an estimate of both costs from a sample, and blocks get equal entropy, not equal width, so that bits
 which hardly vary do not make a key useless. Both change the time alone, never the pairs.
 
+A pair of hashes links the rows that have them; where rows have signatures too, only those that agree (`items.py`).
+
 Price paid: comparisons grow with the square of the number of *different* hashes that share a key. Memory: about
-75 bytes per hash where `groups` runs, 25 in each Ray worker, and lots of bounded size.
+75 bytes per hash where `groups` runs (and twice a signature), 25 in each Ray worker, and lots of bounded size.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from math import comb
 import numpy as np
 
 from nextloom.curation.duplicates.groups import Components
+from nextloom.curation.duplicates.items import Items, group_items
 
 BITS = 64
 LOT = 1 << 15
@@ -51,7 +54,13 @@ class Key:
     """Masks, after the move, of the blocks left out below the key's last: agreeing there, a pair has an earlier key."""
 
 
-def groups(hashes_N: np.ndarray, max_distance: int, workers: int | None = None) -> np.ndarray:
+def groups(
+    hashes_N: np.ndarray,
+    max_distance: int,
+    workers: int | None = None,
+    signatures_NS: np.ndarray | None = None,
+    tolerance_S: np.ndarray | None = None,
+) -> np.ndarray:
     """(N,) int64: for each hash the first position of its connected group.
 
     Args:
@@ -59,17 +68,24 @@ def groups(hashes_N: np.ndarray, max_distance: int, workers: int | None = None) 
         max_distance: bits in which two linked hashes may differ; time grows steeply, 8 is practical.
         workers: Ray tasks to spread the keys over. Default: as many as CPUs when Ray is up and there is enough to
             do, else this process. The groups are the same.
+        signatures_NS: uint8; rows are linked only where these agree too, equal hashes included.
+        tolerance_S: how far two agreeing signatures may differ in each byte.
     """
-    unique_U, first, inverse = np.unique(hashes_N, return_index=True, return_inverse=True)
+    if signatures_NS is None:
+        signatures_NS, tolerance_S = np.zeros((len(hashes_N), 1), np.uint8), np.zeros(1)
+    assert tolerance_S is not None
+    unique_U, items, item_N, first = group_items(hashes_N, signatures_NS, tolerance_S)
     rank = np.empty_like(first)
     by_first = np.argsort(first)
     rank[by_first] = np.arange(len(first))  # positions by first appearance: the smallest of a group is its first
-    links = Components(len(unique_U))
+    links = Components(len(first))
+    for left, right in items.within():
+        links.link(rank[left], rank[right])
     if max_distance and len(unique_U) > 1:
         chosen, seconds = plan(unique_U, max_distance)
-        for left, right in _spread(unique_U, max_distance, chosen, _parts(workers, seconds, len(chosen))):
+        for left, right in _spread(unique_U, items, max_distance, chosen, _parts(workers, seconds, len(chosen))):
             links.link(rank[left], rank[right])
-    return first[by_first[links.roots()[rank[inverse]]]]
+    return first[by_first[links.roots()[rank[item_N]]]]
 
 
 def pairs(sorted_U: np.ndarray, max_distance: int, chosen: list[Key]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -215,18 +231,19 @@ def _parts(workers: int | None, seconds: float, keys: int) -> int:
 
 
 def _spread(
-    sorted_U: np.ndarray, max_distance: int, chosen: list[Key], parts: int
+    sorted_U: np.ndarray, items: Items, max_distance: int, chosen: list[Key], parts: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Links that connect what `pairs` connects: found here, or by `parts` Ray tasks with every parts-th key each.
+    """Links between items: found here, or by `parts` Ray tasks with every parts-th key each.
 
     Tasks started inside a task do not dead-lock: one that waits in `ray.get` gives its CPU away.
     """
     if parts < 2:
-        yield from pairs(sorted_U, max_distance, chosen)
+        for left, right in pairs(sorted_U, max_distance, chosen):
+            yield from items.links(left, right)
         return
     import ray
 
-    shared = ray.put(sorted_U)
+    shared = ray.put((sorted_U, items))
     task = ray.remote(max_retries=2)(_forest)
     waiting = [task.remote(shared, max_distance, chosen[part::parts]) for part in range(parts)]
     while waiting:
@@ -234,11 +251,13 @@ def _spread(
         yield ray.get(done[0])
 
 
-def _forest(sorted_U: np.ndarray, max_distance: int, chosen: list[Key]) -> tuple[np.ndarray, np.ndarray]:
-    """One link per position that is not the first of its group: at most U - 1 links, however many pairs there are."""
-    links = Components(len(sorted_U))
-    for left, right in pairs(sorted_U, max_distance, chosen):
-        links.link(left, right)
+def _forest(shared: tuple[np.ndarray, Items], max_distance: int, chosen: list[Key]) -> tuple[np.ndarray, np.ndarray]:
+    """One link per item that is not the first of its group: fewer links than items, however many pairs there are."""
+    sorted_U, items = shared
+    links = Components(len(items.signature_IS))
+    for near in pairs(sorted_U, max_distance, chosen):
+        for left, right in items.links(*near):
+            links.link(left, right)
     root = links.roots()
     linked = np.flatnonzero(root != np.arange(len(root)))
     return linked, root[linked]
