@@ -24,6 +24,7 @@ from nextloom.curation.captions.chat import ChatClient, rest_of
 from nextloom.curation.captions.chat_execution import ChatExecution
 from nextloom.curation.captions.chat_format import Sampling
 from nextloom.curation.captions.data_uri import data_uri
+from nextloom.curation.captions.language import Languages
 from nextloom.curation.captions.prompts import PROMPTS
 from nextloom.curation.captions.vllm_chat import VllmChat, engine_arguments, sampling_arguments
 from nextloom.errors import UserError
@@ -272,12 +273,15 @@ def test_recaption_shows_the_alt_text(stub):
 
 # ---- rules
 
+LANGUAGES = Languages()
+
 
 def qa(text: str, *, finish: str | None = "stop", shown: str | None = None, refused: bool = False, **fields) -> set:
     """Names of the faults of a caption."""
     reads = {"text": text, "instruction": PROMPTS["detailed-v1"].instruction(), "shown": shown}
     reads |= {"finish_reason": finish, "refused": refused}
     op = CaptionQa(reads=("caption",), **fields)
+    op._languages = LANGUAGES
     values = op.measure(Row(0, "x", reads={"caption": reads}))
     assert set(values) == set(op.columns().names)
     return {name for name, value in values.items() if value is True}
@@ -291,6 +295,12 @@ GOOD = (
     "The image shows the words 'NO NO NO' in red paint on a grey wall of the building.",
     "An elderly man from São Paulo with a café au lait in his hand sits in front of the Musée d'Orsay.",
     "Unfortunate weather: a wet street at night with the lights of cars and people under umbrellas.",
+    "Snow-capped mountains, turquoise lake, pine trees, clear blue sky",
+    "Vintage poster, art deco style, woman, champagne glass, gold, black",
+    "Golden retriever puppy, grass, sunshine, shallow depth of field",
+    "Sunset, beach, palm trees, silhouette, orange sky, ocean waves, vacation, tropical",
+    "Close-up portrait, elderly man, white beard",
+    "Two cats.",
 )
 
 
@@ -319,6 +329,10 @@ def test_a_good_caption_has_no_fault(text):
         ("En hund ligger på en grøn sofa, og der er en lampe på et bord ved vinduet.", "wrong_language"),
         ("Een man in een blauwe jas is op straat en er is een hond bij de deur.", "wrong_language"),
         ("一只狗躺在沙发上,窗外有光。", "wrong_language"),
+        ("Egy piros autó áll az út szélén, mögötte egy régi ház.", "wrong_language"),
+        ("a kutya a kertben a fa alatt a macska mellett alszik", "wrong_language"),
+        ("Punainen auto seisoo vanhan talon edessä meren rannalla.", "wrong_language"),
+        ("Un chat noir est assis sur une chaise.", "wrong_language"),
         ("Pies leży na kanapie obok okna, a za nim stoi regał z książkami i lampą.", "wrong_language"),
         (PROMPTS["detailed-v1"].user, "copies_prompt"),
         (

@@ -111,16 +111,17 @@ def test_a_strip_of_one_line_is_text(ocr):
 
 def test_nothing_to_read(ocr):
     assert value(ocr, Image.new("RGB", (300, 200), "white")) == {
-        "share": 0, "boxes": 0, "text": "", "characters": 0, "confidence": None
+        "share": 0, "boxes": 0, "text": "", "characters": 0, "confidence": None, "not_measured": None
     }  # fmt: skip
     for size in ((15, 400), (9000, 100)):
-        with pytest.raises(ValueError, match="too small to read"):
-            value(ocr, Image.new("RGB", size))
+        found = value(ocr, Image.new("RGB", size))
+        assert found.pop("not_measured") == "too small or too thin to hold text"
+        assert set(found.values()) == {None}, "no failure: a rule says what becomes of it"
 
 
 def test_reading_is_optional_and_only_used_weights_are_identity():
     seen, read = TextArea(), TextArea(read=True)
-    assert seen.columns().names == ["share", "boxes"]
+    assert seen.columns().names == ["share", "boxes", "not_measured"]
     assert op_identity(seen, "steps.t")["recogniser"] is None
     assert op_identity(read, "steps.t")["recogniser"] == read.digest_weights("recogniser")
     assert op_identity(seen, "steps.t")["detector"] == seen.digest_weights("detector")

@@ -140,11 +140,13 @@ def test_large_pictures_are_measured_at_the_side_and_small_ones_as_they_are(op):
     assert abs(score(op, small) - score(op, image)) > 1
 
 
-def test_what_has_no_statistics_is_refused(op):
-    with pytest.raises(ValueError, match="flat"):
-        score(op, Image.new("RGB", (200, 100), (12, 200, 3)))
-    with pytest.raises(ValueError, match="20 x 300 pixels: quality needs a short side of 32"):
-        score(op, Image.new("RGB", (20, 300)))
+def test_what_has_no_statistics_is_null_with_the_reason_and_no_failure(op):
+    """Before: an error row, so a rule that would have rejected it counted a failure."""
+    for image, why in (
+        (Image.new("RGB", (200, 100), (12, 200, 3)), "it is flat"),
+        (Image.new("RGB", (20, 300)), "its short side is under 32 pixels"),
+    ):
+        assert op.measure(Row(0, "", pixels=np.asarray(image))) == {"score": None, "not_measured": why}
 
 
 def test_scale_and_identity(op, tmp_path):

@@ -14,9 +14,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
-from pydantic import Field, field_validator
+from pydantic import Field, PrivateAttr, field_validator
 
 from nextloom.curation.captions import caption_rules as rules
+from nextloom.curation.captions.language import ENGLISH, Languages
 from nextloom.errors import UserError
 from nextloom.op import Annotate, Row
 
@@ -27,7 +28,7 @@ class CaptionQa(Annotate):
     """Faults of a caption, each true or false."""
 
     name: ClassVar[str] = "caption_qa"
-    code_version: ClassVar[int] = 2
+    code_version: ClassVar[int] = 3
 
     reads: tuple[str, ...]
     """The one step that captions."""
@@ -41,6 +42,8 @@ class CaptionQa(Annotate):
     """Words in a row that count as taken from the alt text or the prompt."""
     leak_words: int = Field(10, ge=4)
     """Words in a row of the prompt that are a copy however long the caption is."""
+
+    _languages: Languages | None = PrivateAttr(None)
 
     @field_validator("reads")
     @classmethod
@@ -70,32 +73,40 @@ class CaptionQa(Annotate):
         refusal: the server says so, or the text begins like a refusal.
         loop: words go round in circles.
         truncated: it was cut at `max_tokens`; where the server gives no reason, it ends within a sentence.
-        wrong_language: it is not in `language`.
+        wrong_language: it is in another one than the field `language`; a text too short to tell is not.
         copies_prompt: it repeats what the model was told, or the alt text that it was shown.
         words: how many; a Chinese character is one.
+        language: ISO 639 code of the language it is in; null where it cannot be told.
         """
         faults = ("refusal", "loop", "truncated", "wrong_language", "copies_prompt")
-        return pa.schema([*((name, pa.bool_()) for name in faults), ("words", pa.int32())])
+        return pa.schema([*((name, pa.bool_()) for name in faults), ("words", pa.int32()), ("language", pa.string())])
+
+    def setup(self) -> None:
+        """Load the language identifier."""
+        self._languages = Languages()
 
     def measure(self, row: Row) -> dict[str, Any]:
         """Faults of one caption."""
+        assert self._languages is not None, "setup() comes first"
         caption = row.reads[self.reads[0]]
         text, finish = caption["text"], caption["finish_reason"]
         tokens = rules.words(text)
+        language = self._languages.of(text)
         circles = rules.repeated_share(tokens) >= self.loop_share or rules.runs_in_circles(tokens)
         return {
             "refusal": bool(caption["refused"]) or rules.refuses(text),
             "loop": circles,
             "truncated": finish == "length" or (finish is None and rules.breaks_off(text)),
-            "wrong_language": self._foreign(text),
+            "wrong_language": self._foreign(text, language),
             "copies_prompt": self._copies(tokens, caption["instruction"], caption["shown"]),
             "words": len(tokens),
+            "language": language,
         }
 
-    def _foreign(self, text: str) -> bool:
-        if self.language is None:
-            return False
-        return not (rules.is_english(text) if self.language == "en" else rules.is_chinese(text))
+    def _foreign(self, text: str, language: str | None) -> bool:
+        if self.language == "zh":
+            return not rules.is_chinese(text)
+        return self.language == "en" and language is not None and language not in ENGLISH
 
     def _copies(self, tokens: list[str], instruction: str, shown: str | None) -> bool:
         told, alt = rules.words(instruction), rules.words(shown or "")

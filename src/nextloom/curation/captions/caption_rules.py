@@ -3,11 +3,9 @@
     words       letters and digits between blanks; a Chinese character, kana or hangul syllable is a word
     looped      words that repeat back to back, or the share of four-word sequences that were there before
     copied      share of a caption's words that stand in the same order in another text
-    language    scripts, and for English its most frequent function words
+    chinese     scripts; other languages are told by `language.py`
 
-What they cannot see: a refusal in other words than `REFUSALS`; that a sentence is untrue; a language in Latin letters
-whose words are not in `FOREIGN` (`docs/log.md` has the shares, Hungarian is the worst). Under eight words the language
-of Latin text is not judged. A list of tags has no function words and counts as not English. A picture of repeated text,
+What they cannot see: a refusal in other words than `REFUSALS`; that a sentence is untrue. A picture of repeated text,
 quoted faithfully, counts as a loop. Source: repeated n-grams after Rae et al., "Scaling Language Models" (2021).
 """
 
@@ -22,7 +20,6 @@ _EAST = r"\u3400-\u9fff\uf900-\ufaff\u3040-\u30ff\uac00-\ud7af"
 WORD = re.compile(rf"[{_EAST}]|[^\W_{_EAST}]+(?:['’][^\W\d_{_EAST}]+)?")
 SEQUENCE = 4
 LONGEST_PERIOD = 40
-LEAST_WORDS = 8
 
 REFUSALS = re.compile(
     r"""^\W*(?:
@@ -45,17 +42,6 @@ REFUSALS = re.compile(
 )
 """How refusals begin, in English and Chinese."""
 
-_ENGLISH = """the of and is with a an in on are to that this it its by at from for his her their there has as behind
-above under near which while into or be one two both some appears shows wearing standing"""
-ENGLISH = frozenset(_ENGLISH.split())
-"""Words that half of English text is made of; few of them are words of other languages."""
-_FOREIGN = """le la les des du une est avec dans et sur pour der die das und ein eine ist mit auf im el los las una
-con del y es il lo gli della che di per os um uma com em no na não que para por foi het een op met zijn de niet dat
-voor wordt naar bij aan je się jest w z nie och ett med på er til den det af ikke som kan der en az egy és hogy nem ez
-vagy meg ei että oli že sa ve bir için ile la în este nu"""
-FOREIGN = frozenset(_FOREIGN.split())
-"""The same of French, German, Spanish, Italian, Portuguese, Dutch, Polish, Swedish, Danish, Hungarian, Finnish, Czech,
-Turkish and Romanian."""
 SENTENCE_ENDS = tuple(".!?…。！？”\"'’)）】》」]")
 
 
@@ -102,22 +88,6 @@ def copied_share(tokens: Sequence[str], other: Sequence[str], least: int) -> flo
         if tuple(tokens[start : start + size]) in there:
             covered[start : start + size] = [True] * size
     return sum(covered) / len(tokens)
-
-
-def is_english(text: str) -> bool:
-    """Letters nearly all Latin; of eight words or more, a tenth English function words, and more than foreign."""
-    scripts = _scripts(text)
-    total = sum(scripts.values())
-    if not total:
-        return True
-    if scripts["latin"] < 0.8 * total:
-        return False
-    tokens = words(text)
-    if len(tokens) < LEAST_WORDS:
-        return True
-    english = sum(token in ENGLISH for token in tokens)
-    foreign = sum(token in FOREIGN for token in tokens)
-    return english >= 0.1 * len(tokens) and english > foreign
 
 
 def is_chinese(text: str) -> bool:

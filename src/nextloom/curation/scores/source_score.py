@@ -29,7 +29,7 @@ class SourceScore(Annotate):
     """A number of the row's sidecar record."""
 
     name: ClassVar[str] = "source_score"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
 
     column: str
     """Its name in the record; names inside of names are joined by dots."""
@@ -73,19 +73,23 @@ class SourceScore(Annotate):
         return {"score": self._scale()}
 
     def measure(self, row: Row) -> dict[str, Any]:
-        """`score`: the number, or the number that a text spells.
+        """`score`: the number, or the number that a text spells; null where the record says null.
 
         Raises:
             RowFailure: ``NoSidecar`` or ``NoColumn``; ``NoNumber`` for anything else than a finite number;
                 ``OffScale`` for one outside of the scale's range, which stays in the column beside the error.
         """
         found = sidecar.value(row, self.column)
+        if found is None:
+            return {"score": None}
         score = _number(found)
         if score is None or not math.isfinite(score):
-            raise RowFailure("NoNumber", f"{self.column} is {found!r:.80}")
+            raise RowFailure("NoNumber", f"{self.column} is no number", detail=f"{found!r:.80}")
         scale = self._scale()
         if not scale.low <= score <= scale.high:
-            raise RowFailure("OffScale", f"{score:g} is not on {spoken(scale)}", values={"score": score})
+            raise RowFailure(
+                "OffScale", f"{self.column} is not on {spoken(scale)}", detail=f"{score:g}", values={"score": score}
+            )
         return {"score": score}
 
 

@@ -20,7 +20,7 @@ class SourceText(Annotate):
     """A text of the row's sidecar record."""
 
     name: ClassVar[str] = "source_text"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
 
     column: str
     """Its name in the record; names inside of names are joined by dots."""
@@ -29,12 +29,14 @@ class SourceText(Annotate):
         return pa.schema([("text", pa.string())])
 
     def measure(self, row: Row) -> dict[str, Any]:
-        """`text`: the text, or the digits of a whole number, such as the index of a class.
+        """`text`: the text, or the digits of a whole number, such as the index of a class; null where it says null.
 
         Raises:
             RowFailure: ``NoSidecar`` or ``NoColumn``; ``NoText`` for anything else.
         """
         found = sidecar.value(row, self.column)
+        if found is None:
+            return {"text": None}
         if isinstance(found, bool) or not isinstance(found, str | int):
-            raise RowFailure("NoText", f"{self.column} is {found!r:.80}")
+            raise RowFailure("NoText", f"{self.column} is no text", detail=f"{found!r:.80}")
         return {"text": str(found)}

@@ -39,7 +39,7 @@ class TextArea(Annotate):
     """Lines of text in a picture."""
 
     name: ClassVar[str] = "text_area"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
     needs: ClassVar = "pixels"
     weights: ClassVar[Mapping[str, str]] = dict.fromkeys(FILES, INSTALL)
 
@@ -57,7 +57,7 @@ class TextArea(Annotate):
     def columns(self) -> pa.Schema:
         found = [("share", pa.float64()), ("boxes", pa.int32())]
         said = [("text", pa.string()), ("characters", pa.int32()), ("confidence", pa.float64())]
-        return pa.schema(found + said if self.read else found)
+        return pa.schema([*found, *(said if self.read else []), ("not_measured", pa.string())])
 
     def score_scales(self) -> Mapping[str, Scale]:
         """`share`: a share of the area, with lines found at this side."""
@@ -109,8 +109,8 @@ class TextArea(Annotate):
             characters: in `text`, without blanks. With `read`.
             confidence: of the recogniser, mean over boxes, 0..1; null when there are none. With `read`.
 
-        Raises:
-            ValueError: the picture is too small or too thin to look for text in it.
+        Where the picture is too small or too thin to look for text in it, all of them are null and `not_measured`
+        says so.
         """
         import cv2
         import shapely
@@ -118,13 +118,14 @@ class TextArea(Annotate):
         assert row.pixels is not None and self._engine is not None, "setup() comes first"
         height, width = row.pixels.shape[:2]
         if min(height, width) * min(1, self.side / max(height, width)) < SMALLEST:
-            raise ValueError(f"{width} x {height} pixels: at a side of {self.side} that is too small to read")
+            return dict.fromkeys(self.columns().names) | {"not_measured": "too small or too thin to hold text"}
         bgr = cv2.cvtColor(row.pixels, cv2.COLOR_RGB2BGR)
         found = self._engine(bgr, use_det=True, use_cls=False, use_rec=False).boxes
         boxes = [box for box in np.asarray([] if found is None else found, np.float32) if _is_line(box, height, width)]
         covered = shapely.union_all(shapely.polygons(boxes)).area if boxes else 0.0
         values = {"share": min(1.0, covered / (height * width)), "boxes": len(boxes)}
-        return values | self._say(bgr, boxes) if self.read else values
+        said = self._say(bgr, boxes) if self.read else {}
+        return {**values, **said, "not_measured": None}
 
     def _say(self, bgr: np.ndarray, boxes: list[np.ndarray]) -> dict[str, Any]:
         if not boxes:
