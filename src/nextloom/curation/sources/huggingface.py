@@ -135,7 +135,7 @@ def _expect_inside(door: Door, path: str) -> None:
         try:
             own = join(path, name)  # hidden, and so a root of its own, unless it leads elsewhere
             roots = door.roots if os.path.islink(own) else (*door.roots, own)
-            text = Door(roots, MAX_SIDECAR).read(own).decode()
+            text = Door(roots, MAX_SIDECAR).read(own).decode("utf-8-sig")
             card = DatasetCard(text).data.to_dict() if name == "README.md" else yaml.safe_load(text)
         except FileNotFoundError:
             continue
