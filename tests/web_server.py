@@ -179,6 +179,13 @@ class WebServer:
     async def _bomb(self, writer: asyncio.StreamWriter, rest: str) -> None:
         reply(writer, 200, gzip.compress(bytes(50_000_000)), {"Content-Encoding": "gzip"})
 
+    async def _trailing(self, writer: asyncio.StreamWriter, rest: str) -> None:
+        head(writer, 200, {"Content-Encoding": "gzip"})
+        writer.write(gzip.compress(picture("gzip")))
+        while True:
+            writer.write(bytes(65536))
+            await writer.drain()
+
     async def _half(self, writer: asyncio.StreamWriter, rest: str) -> None:
         reply(writer, 200, gzip.compress(picture("gzip"))[:-20], {"Content-Encoding": "gzip"})
 
