@@ -174,14 +174,12 @@ class Client:
         try:
             url = URL(text) if base is None else base.join(URL(text))
         except ValueError:
-            raise WebError("BadUrl", "no valid URL", repr(bare(text)[:200])) from None
+            raise WebError("BadUrl", "no valid URL", _shown(text)) from None
         if url.scheme not in self._limits.schemes or not url.host:
             allowed = " or ".join(self._limits.schemes)
-            raise WebError("BadUrl", f"no {allowed} URL", repr(bare(text)[:200]))
+            raise WebError("BadUrl", f"no {allowed} URL", _shown(text))
         if url.raw_user is not None or url.raw_password is not None:
-            raise WebError(
-                "BadUrl", "the URL holds a user name or a password, which are not sent", repr(bare(text)[:200])
-            )
+            raise WebError("BadUrl", "the URL holds a user name or a password", _shown(text))
         return url
 
     async def _hop(self, url: URL, visit: Visit) -> str | None:
@@ -239,3 +237,8 @@ class Client:
         if unpack:
             unpack(None, 0)
         return bytes(body)
+
+
+def _shown(url: str) -> str:
+    """A URL as it may be told: cut, and without a user name, a password and a query."""
+    return repr(bare(url if "://" in url else url.rpartition("@")[2])[:200])
