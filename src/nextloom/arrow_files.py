@@ -115,7 +115,7 @@ class ArrowFile:
     """
 
     def __init__(self, file: Any) -> None:
-        self._file = file
+        self._raw = self._file = file  # `read_at` of a Python file would move where the reader is
         self._footed = file.read_at(len(MAGIC), 0) == MAGIC
         self._blocks = list[tuple[int, int]]()
         self._held = list[pa.RecordBatch]()
@@ -146,7 +146,7 @@ class ArrowFile:
         if not self._footed:
             self._held = list(self._stream())
             return [batch.num_rows for batch in self._held]
-        return [_Message(self._file.read_at(length, at)).rows for at, length in self._blocks]
+        return [_Message(self._raw.read_at(length, at)).rows for at, length in self._blocks]
 
     def batch(self, number: int) -> pa.RecordBatch:
         """One batch; of a stream, once `sizes` were asked for."""
@@ -161,15 +161,15 @@ class ArrowFile:
         while True:
             at, rows = self._file.tell(), False
             while not rows:
-                head = self._file.read_at(8, at)
+                head = self._raw.read_at(8, at)
                 mark, length = struct.unpack("<iI", head.ljust(8, b"\0"))
                 skip = 8
                 if mark != -1:  # before Arrow 0.15 the length came first
                     length, skip = mark, 4
                 if length <= 0:
                     break
-                message = _Message(self._file.read_at(length + skip, at))
-                self._unpacked += message.unpacked(self._file, at + skip + length)
+                message = _Message(self._raw.read_at(length + skip, at))
+                self._unpacked += message.unpacked(self._raw, at + skip + length)
                 if self._unpacked > MAX_UNPACKED:
                     raise _too_much()
                 at, rows = at + skip + length + message.body, message.kind == _RECORDS
@@ -179,25 +179,25 @@ class ArrowFile:
                 return
 
     def _weighed(self, at: int, length: int) -> int:
-        return _Message(self._file.read_at(length, at)).unpacked(self._file, at + length)
+        return _Message(self._raw.read_at(length, at)).unpacked(self._raw, at + length)
 
     def _schema_bytes(self) -> tuple[int, bytes]:
         """Where the schema lies: the footer of a file, the first message of a stream; and its bytes."""
-        size = self._file.size()
+        size = self._raw.size()
         if self._footed:
-            end = self._file.read_at(10, max(0, size - 10))
+            end = self._raw.read_at(10, max(0, size - 10))
             (length,) = struct.unpack("<i", end[:4])
             start = size - 10 - length
             if end[4:] != MAGIC or not 0 < length <= min(MAX_FOOTER, size - 10):
                 raise pa.ArrowInvalid("it has no footer: it is cut off or damaged")
         else:
-            mark, length = struct.unpack("<iI", self._file.read_at(8, 0).ljust(8, b"\0"))
+            mark, length = struct.unpack("<iI", self._raw.read_at(8, 0).ljust(8, b"\0"))
             start = 8
             if mark != -1:
                 length, start = mark, 4
             if not 0 < length <= min(MAX_FOOTER, size):
                 raise pa.ArrowInvalid("no Arrow file and no Arrow stream")
-        return start, self._file.read_at(length, start)
+        return start, self._raw.read_at(length, start)
 
 
 def _valid(batch: pa.RecordBatch) -> pa.RecordBatch:

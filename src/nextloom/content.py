@@ -105,6 +105,8 @@ class Content:
         if value is None:
             raise ContentError(f"column {column!r} is null")
         raw = value.encode() if isinstance(value, str) else value
+        if not isinstance(raw, bytes):
+            raise ContentError("the cell holds no bytes", f"column {column!r}")
         self._expect_size(len(raw))
         return raw
 

@@ -124,6 +124,8 @@ class ShardSource(Source):
         if shard.stamp == MISSING:
             return failed_unit(shard, f"{BROKEN}no such file: {shard.uri}")
         try:
+            if shard.stamp == OUTSIDE:
+                self.door().stamp(shard.uri)  # says why
             listed = self.look(shard)
         except Refusal as refusal:
             if unit == next(iter(self._shards)):
