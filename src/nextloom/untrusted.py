@@ -21,7 +21,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -268,7 +268,7 @@ class Door:
         return real
 
     @contextlib.contextmanager
-    def _descriptor(self, path: str) -> Iterator[int]:
+    def _descriptor(self, path: str) -> Generator[int]:
         """A regular file, open for reading; judged by its name first and then by what was opened."""
         real = self._judged(path)
         try:
