@@ -30,6 +30,8 @@ EXTENSION, PLAIN = b"ARROW:extension:name", b"arrow:extension_name"
 SCHEMA, NO_SCHEMA = b"ARROW:schema", b"arrow:schema"
 MAX_FOOTER = 256 * 2**20
 """Largest footer of a Parquet or Arrow file, in bytes."""
+TAIL = 1 << 16
+"""Bytes read at once from the end of a Parquet file; most footers are shorter."""
 MAX_UNPACKED = 2**30
 """Most bytes that the compressed buffers of a record batch may give; of a stream, those of all its batches."""
 PAR, MAGIC = b"PAR1", b"ARROW1"
@@ -41,14 +43,16 @@ def open_parquet(file: Any, **options: Any) -> pq.ParquetFile:
 
     Args:
         file: a `pyarrow.NativeFile`, at any place.
-        options: of `ParquetFile`.
+        options: of `ParquetFile`; `metadata` only from a file that was opened here.
 
     Raises:
         pa.ArrowInvalid: it is broken.
     """
-    footer = _parquet_footer(file)
-    if footer is not None and _names_extension(footer):
-        end = PAR + footer.replace(SCHEMA, NO_SCHEMA) + struct.pack("<I", len(footer)) + PAR
+    footer = None if "metadata" in options else _parquet_footer(file)
+    if footer is not None:
+        if _names_extension(footer):
+            footer = footer.replace(SCHEMA, NO_SCHEMA)
+        end = PAR + footer + struct.pack("<I", len(footer)) + PAR
         options["metadata"] = pq.read_metadata(pa.BufferReader(end))
     opened = pq.ParquetFile(file, arrow_extensions_enabled=False, **options)
     _expect_plain(opened.schema_arrow)
@@ -57,13 +61,13 @@ def open_parquet(file: Any, **options: Any) -> pq.ParquetFile:
 
 def _parquet_footer(file: Any) -> bytes | None:
     size = file.size()
-    end = file.read_at(8, size - 8) if size >= 12 else b""
-    if end[4:] != PAR:
+    end = file.read_at(min(size, TAIL), max(0, size - TAIL))
+    if size < 12 or end[-4:] != PAR:
         return None  # Arrow says what is wrong with it
-    (length,) = struct.unpack("<I", end[:4])
+    (length,) = struct.unpack("<I", end[-8:-4])
     if length > min(size - 8, MAX_FOOTER):
         raise pa.ArrowInvalid(f"a footer of {length:,} bytes in a file of {size:,}")
-    return file.read_at(length, size - 8 - length)
+    return end[-8 - length : -8] if length + 8 <= len(end) else file.read_at(length, size - 8 - length)
 
 
 def _names_extension(footer: bytes) -> bool:

@@ -207,7 +207,7 @@ class Door:
             prefix = own.path.rstrip("/")
             if address.path.rstrip("/") != prefix and not address.path.startswith(prefix + "/"):
                 continue
-            below = address.path[len(prefix) :].strip("/")
+            below = address.path[len(prefix) :].removeprefix("/")
             if any(part in (".", "..") for part in below.split("/")):
                 continue
             if address.options not in ("", own.options):

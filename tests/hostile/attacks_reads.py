@@ -257,6 +257,7 @@ def names_listed(make: Callable[[Path], Source]) -> Strike:
 FOLDERS = {
     "a linked folder of `files`": lambda folder: Files(path=str(folder / "photos")),
     "a linked folder of shards": lambda folder: Table(path=str(folder / "photos")),
+    "a linked folder of img2dataset, its names": lambda folder: img2dataset(folder, ""),
     "a linked folder under a pattern": lambda folder: Table(path=str(folder / "photos" / "**/*.parquet")),
 }
 

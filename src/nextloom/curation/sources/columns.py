@@ -210,7 +210,7 @@ def rows(
         member = pc.if_else(blank, f"{BROKEN}column {role.picture!r} is empty", pa.scalar(None, pa.string()))
         uri = pc.if_else(blank, shard.uri, uri)
         version = _hashes(value, caption, sidecar)
-    secret = pc.fill_null(pc.match_substring_regex(uri, WITH_PASSWORD), False)
+    secret = pc.fill_null(pc.match_substring_regex(uri, WITH_PASSWORD), False)  # also of a path beside null bytes
     if pc.any(secret).as_py():
         member = pc.if_else(secret, f"{BARRED}its address holds a user name or a password", member)
         uri = pc.if_else(secret, bare(shard.uri), uri)

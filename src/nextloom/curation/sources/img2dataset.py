@@ -30,7 +30,7 @@ from nextloom.curation.sources.tar import Damage, members, open_shard
 from nextloom.io import filesystem, is_uri
 from nextloom.op import digest
 from nextloom.store.dataset import ITEM
-from nextloom.untrusted import Door, stamp
+from nextloom.untrusted import Door, NotAllowed, stamp
 
 PARTS = (".parquet", ".tar", "_stats.json")
 NEEDED = ("key", "status")
@@ -89,7 +89,7 @@ class Img2Dataset(ShardSource):
             return _of_places(rows, shard, have, *_in_tar(beside(shard.uri, ".tar"), door), "the tar")
         if cells:
             return _of_cells(rows, shard, have, cells[0])
-        folder, inside = _in_folder(shard.uri)
+        folder, inside = _in_folder(shard.uri, door)
         if folder:
             return _of_places(rows, shard, have, inside, "", "the folder")
         raise Refusal(f"found {shard.name}.parquet without pictures", "only webdataset, parquet and files are read")
@@ -130,9 +130,11 @@ def _in_tar(uri: str, door: Door) -> tuple[pa.Table, str]:
     return pa.Table.from_pylist(places, schema=PLACE), damage
 
 
-def _in_folder(uri: str) -> tuple[bool, pa.Table]:
+def _in_folder(uri: str, door: Door) -> tuple[bool, pa.Table]:
     """Whether there is a folder of pictures, and they by key."""
     system, inner = filesystem(uri)
+    if not is_uri(uri) and not door.holds(inner.removesuffix(".parquet")):
+        raise NotAllowed("a link to a folder outside of the source's; name that in source.roots to follow it")
     infos = system.get_file_info(pafs.FileSelector(inner.removesuffix(".parquet"), allow_not_found=True))
     places = []
     for info in infos:

@@ -93,7 +93,7 @@ def _empty(file: Any, table: pq.ParquetFile, groups: list[int], role: Roles) -> 
         return None
     leaf = f"{role.picture}.bytes"
     at = [table.schema.column(i).path for i in range(len(table.schema))].index(leaf)
-    careful = open_parquet(file, buffer_size=1 << 16)  # reads a page, not the column
+    careful = open_parquet(file, metadata=table.metadata, buffer_size=1 << 16)  # reads a page, not the column
     out: list[pa.Array] = []
     for group in groups:
         # pyarrow ends the process where statistics belong to a column of a forged type; reading it raises

@@ -317,7 +317,7 @@ def _below(base: str, tail: str, deep: bool, door: Door) -> Iterator[Shard]:
 
 
 def _below_folder(base: str, deep: bool, door: Door) -> Iterator[Shard]:
-    pending = [(base, "", (os.path.realpath(base),))]
+    pending: list[tuple[str, str, tuple[str, ...]]] = [(base, "", (os.path.realpath(base),))]
     while pending:
         folder, prefix, chain = pending.pop()
         try:
