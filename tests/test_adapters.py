@@ -11,6 +11,9 @@ import pytest
 from nextloom.content import Content
 from nextloom.errors import UserError
 from nextloom.pipelines.registry import find_source
+from nextloom.untrusted import Door
+
+ANYWHERE = Door(["/"])
 
 LAION = {
     "URL": ["http://x/1.jpg", "HTTP://x/2.jpg"],
@@ -111,7 +114,7 @@ def test_other_columns_of_a_named_dataset(tmp_path):
 @pytest.mark.parametrize("struct", [False, True])
 def test_common_catalog(tmp_path, struct):
     cells = [{"bytes": b, "path": None} for b in COMMON["jpg"]] if struct else COMMON["jpg"]
-    rows, content = listing(tmp_path, "common_catalog", {**COMMON, "jpg": cells}), Content()
+    rows, content = listing(tmp_path, "common_catalog", {**COMMON, "jpg": cells}), Content(ANYWHERE)
     assert [row["key"] for row in rows] == ["7", "9"]
     assert [content.fetch(row) for row in rows] == COMMON["jpg"]
     assert [row["caption"] for row in rows] == ["A boat, at 50%", None]

@@ -63,19 +63,24 @@ BAD = [  # path, type of error, http_status, attempts, transient, part of the me
     ("/status/410", "HttpStatus", 410, 1, False, "410"),
     ("/status/408", "HttpStatus", 408, 3, True, "408"),
     ("/later/100", "HttpStatus", 503, 1, True, "it asks to wait 100 s"),
-    ("/drip", "Timeout", 200, 1, True, "not done after 4 s"),
+    ("/drip", "Timeout", 200, 1, True, "not done within timeout: 4 s"),
+    ("/headers", "Timeout", None, 1, True, "not done within timeout: 4 s"),
+    ("/manyheaders", "BadResponse", None, 1, False, "this is no HTTP"),
+    ("/continue", "Timeout", None, 1, True, "not done within timeout: 4 s"),
+    ("/extension", "Timeout", 200, 1, True, "not done within timeout: 4 s"),
     ("/silent", "Timeout", None, 3, True, "silent"),
     ("/endless", "TooLarge", 200, 1, False, "more than 1,000,000 bytes"),
     ("/announced/5000000", "TooLarge", 200, 1, False, "5,000,000 bytes are announced"),
     ("/bomb", "TooLarge", 200, 1, False, "more than 1,000,000 bytes"),
+    ("/trailing", "BadEncoding", 200, 1, False, "bytes follow the end of the gzip stream"),
     ("/half", "BadEncoding", 200, 3, True, "the gzip stream is cut off"),
     ("/short", "WrongLength", 200, 3, True, "1,000 bytes are announced"),
     ("/cut", "WrongLength", 200, 3, True, "the last chunk never came"),
-    ("/circle", "TooManyRedirects", 302, 1, False, "more than 5 redirects"),
-    ("/hops/6", "TooManyRedirects", 307, 1, False, "more than 5 redirects"),
+    ("/circle", "TooManyRedirects", 302, 1, False, "more redirects than max_redirects: 5"),
+    ("/hops/6", "TooManyRedirects", 307, 1, False, "more redirects than max_redirects: 5"),
     ("/closed", "ConnectError", None, 3, True, "disconnected"),
     ("/garbage", "BadResponse", None, 1, False, "this is no HTTP"),
-    ("/to/file:///etc/passwd", "BadUrl", 301, 1, False, "'file:///etc/passwd' is no http or https URL"),
+    ("/to/file:///etc/passwd", "BadUrl", 301, 1, False, "no http or https URL: 'file:///etc/passwd'"),
     ("/robots/noai", "Disallowed", 200, 1, False, "X-Robots-Tag says noai"),
     ("/robots/nextloom:_noindex,_nofollow", "Disallowed", 200, 1, False, "says noindex"),
 ]
@@ -88,7 +93,7 @@ def test_every_misbehaviour_is_a_row_and_all_of_them_end(server):
     for (path, kind, status, attempts, transient, message), row in zip(BAD, rows, strict=True):
         assert isinstance(row, RowFailure), (path, row)
         assert (row.kind, row.transient) == (kind, transient), (path, row)
-        assert message in str(row), (path, row)
+        assert message in f"{row}: {row.detail}", (path, row)
         words = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in kind)
         assert row.values["status"] == f"failed{words}", path
         assert (row.values["http_status"], row.values["attempts"]) == (status, attempts), (path, row.values)

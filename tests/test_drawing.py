@@ -26,6 +26,7 @@ from nextloom.train.decoder.prompts import encoded
 from nextloom.train.launch import launch
 from nextloom.train.pictures.likeness import chance, own_nearest, psnr
 from nextloom.train.pictures.rows import originals
+from nextloom.untrusted import Door
 from test_training import CAPTIONS, TOKENIZER, learnt, recipe, world
 
 
@@ -167,7 +168,8 @@ def test_frames_are_pictures_of_their_own(tmp_path):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(path, save_all=True, append_images=frames[1:])
     rows = [{"id": k, "key": f"blink.gif#{k}", "uri": str(path), "frame": k} for k in (0, 1)]
-    release = SimpleNamespace(name="frames-0001", columns={}, rows=lambda ids: pa.Table.from_pylist(rows))
+    table = pa.Table.from_pylist(rows)
+    release = SimpleNamespace(name="frames-0001", columns={}, rows=lambda ids: table, door=Door([str(tmp_path)]))
     first, second = originals(release)
     assert first.rgb[0, 0].tolist() == [255, 0, 0] and second.rgb[0, 0].tolist() == [0, 0, 255]
     assert first.caption == ""

@@ -155,7 +155,7 @@ def test_a_model_that_cannot_load_stops_the_step(tmp_path):
 def test_one_fetch_and_one_decode_per_pass(tmp_path):
     write_pictures(tmp_path / "pics", 6)
     recipe, dataset = build(tmp_path, {"stats": {"op": "image_stats"}, "phash": {"op": "perceptual_hash"}})
-    from nextloom import content, pixels
+    from nextloom import pixels, untrusted
     from nextloom.pipelines import worker
     from nextloom.pipelines.plan import Planner
 
@@ -175,9 +175,9 @@ def test_one_fetch_and_one_decode_per_pass(tmp_path):
             return call
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(content, "fetch", counted("fetch", content.fetch))
+            patch.setattr(untrusted.Door, "read", counted("fetch", untrusted.Door.read))
             patch.setattr(pixels, "decode", counted("decode", pixels.decode))
-            rows = worker.Source(dataset.rows.uri, tuple(dataset.rows.files()))
+            rows = worker.Source(dataset.rows.uri, tuple(dataset.rows.files()), recipe.source.door())
             import pyarrow as pa
 
             chunk = pa.table({"id": [0, 1, 2, 3, 4, 5], "stats": [True] * 6, "phash": [True] * 6})
@@ -334,7 +334,7 @@ def test_a_gpu_is_fed_by_threads_with_the_same_values(tmp_path):
             (step,) = planner.graph
             planner.judge(step)
             uri = planner.table("stats").uri
-            rows = worker.Source(dataset.rows.uri, tuple(dataset.rows.files()))
+            rows = worker.Source(dataset.rows.uri, tuple(dataset.rows.files()), recipe.source.door())
             made = worker.Worker([worker.Task("stats", step.op, uri)], rows)
             assert bool(made._readers) == bool(gpus)
             (record,) = made(pa.table({"id": range(26), "stats": [True] * 26})).to_pylist()

@@ -152,7 +152,8 @@ def _worker(root: Path, steps: dict):
         planner.judge(step)
         uri = planner.table(step.name).uri
         made = worker.Worker(
-            [worker.Task(step.name, step.op, uri)], worker.Source(dataset.rows.uri, tuple(dataset.rows.files()))
+            [worker.Task(step.name, step.op, uri)],
+            worker.Source(dataset.rows.uri, tuple(dataset.rows.files()), recipe.source.door()),
         )
         ids = dataset.live_rows([])["id"]
     return made, pa.table({"id": ids, step.name: [True] * len(ids)}), uri

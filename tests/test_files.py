@@ -11,7 +11,7 @@ import zoo
 from nextloom.config import validate
 from nextloom.curation.sources.files import Files
 from nextloom.errors import UserError
-from nextloom.io import fetch
+from nextloom.untrusted import Door
 
 
 def keys(folder, **fields) -> list[str]:
@@ -51,7 +51,7 @@ def test_names_in_chinese_with_spaces_and_not_even_utf8(tmp_path):
     latin, chinese = Files(path=str(tmp_path)).listing()
     assert latin.key == "caf\\xe9.jpg" and latin.key.encode()
     assert chinese.key == "风景 照片/一 二.jpg" and chinese.caption == "雪山 下的 湖"
-    assert fetch(chinese.uri) == b"x"
+    assert Door([str(tmp_path)]).read(chinese.uri) == b"x"
 
 
 def test_captions_from_txt_and_json(tmp_path):
@@ -216,4 +216,4 @@ def test_a_uri_lists_like_a_folder(tmp_path):
     (item,) = Files(path=f"file://{tmp_path}").listing()
     local = one(tmp_path, "sub/一 二.jpg")
     assert (item.key, item.size, item.caption, item.version) == (local.key, 3, "a cat", local.version)
-    assert fetch(item.uri) == b"abc"
+    assert Door([f"file://{tmp_path}"]).read(item.uri) == b"abc"

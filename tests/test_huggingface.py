@@ -14,7 +14,10 @@ import zoo
 from nextloom.content import Content
 from nextloom.curation.sources.huggingface import HuggingFace
 from nextloom.errors import UserError
+from nextloom.untrusted import Door
 from test_webdataset import write_tar
+
+ANYWHERE = Door(["/"])
 
 FEATURES = datasets.Features(
     {"image": datasets.Image(), "id": datasets.Value("string"), "label": datasets.ClassLabel(names=["cat", "dog"])}
@@ -39,7 +42,7 @@ def listing(path, **fields) -> list[dict]:
 
 
 def assert_same(rows: list[dict], expected: list[dict]) -> None:
-    content = Content()
+    content = Content(ANYWHERE)
     assert [row["key"] for row in rows] == [one["id"] for one in expected]
     assert [content.fetch(row) for row in rows] == [one["image"]["bytes"] for one in expected]
     for row, one in zip(rows, expected, strict=True):
@@ -76,7 +79,7 @@ def test_a_clone_as_the_library_reads_it_and_streams_it(tmp_path):
     stream = datasets.load_dataset(str(tmp_path), split="train", streaming=True, cache_dir=str(tmp_path / "cache"))
     streamed = list(stream.cast_column("image", datasets.Image(decode=False)))
     assert [one["id"] for one in streamed] == [row["key"] for row in rows]
-    assert [one["image"]["bytes"] for one in streamed] == [Content().fetch(row) for row in rows]
+    assert [one["image"]["bytes"] for one in streamed] == [Content(ANYWHERE).fetch(row) for row in rows]
 
 
 def test_configurations_of_a_readme(tmp_path):
@@ -95,7 +98,7 @@ def test_configurations_of_a_readme(tmp_path):
 def test_tars_csv_and_pictures_of_a_clone(tmp_path):
     write_tar(tmp_path / "w" / "train-0.tar", [("a.jpg", b"in a tar"), ("a.json", b'{"x": 1}')])
     (row,) = listing(tmp_path / "w")
-    assert (row["key"], Content().fetch(row), row["sidecar"]) == ("a", b"in a tar", '{"x": 1}')
+    assert (row["key"], Content(ANYWHERE).fetch(row), row["sidecar"]) == ("a", b"in a tar", '{"x": 1}')
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "links.csv").write_text("url,caption\nhttp://x/1.jpg,one\n")
     (row,) = listing(tmp_path / "c")

@@ -12,7 +12,10 @@ import pytest
 from nextloom.content import Content, ContentError
 from nextloom.curation.sources.img2dataset import Img2Dataset
 from nextloom.errors import UserError
+from nextloom.untrusted import Door
 from test_webdataset import write_tar
+
+ANYWHERE = Door(["/"])
 
 FAILED = {2: ("failed_to_download", "HTTP Error 404: Not Found"), 4: ("failed_to_resize", "Image decoding error")}
 
@@ -79,7 +82,7 @@ def listing(path, **fields) -> dict[str, dict]:
 
 def outcome(row: dict) -> bytes | str:
     try:
-        return Content().fetch(row)
+        return Content(ANYWHERE).fetch(row)
     except ContentError as error:
         return str(error)
 

@@ -30,6 +30,7 @@ from nextloom.errors import UserError
 from nextloom.pipelines.release import make_release
 from nextloom.store.dataset import Dataset
 from nextloom.store.listing import Changes
+from nextloom.untrusted import Door
 from test_img2dataset import picture, record, write_output
 from test_webdataset import write_tar
 
@@ -218,7 +219,7 @@ def test_round_trip(tmp_path, kind):
     assert result == {"rows": 12, "values": 12 - failed, "errors": failed, "done": 12}
     sums = {row["key"]: row for row in contents(recipe, dataset)["sum"]}
     release, _ = make_release(recipe, dataset, "all")
-    rows, content = {row["key"]: row for row in release.rows().to_pylist()}, Content()
+    rows, content = {row["key"]: row for row in release.rows().to_pylist()}, Content(release.door)
     assert list(rows) == list(expected)
     for key, (raw, caption, sidecar) in expected.items():
         assert rows[key]["caption"] == caption and json.loads(rows[key]["sidecar"]) == sidecar
@@ -282,7 +283,7 @@ def test_an_index_in_a_bucket_and_no_listing(tmp_path, bucket):
     asked = counted(log)
     rows = {row["key"]: row for unit in units for row in source.items(unit, {}).to_pylist()}
     assert rows == listed and rows["a"]["caption"] == "one"
-    content = Content()
+    content = Content(source.door())
     assert content.fetch(rows["a"]) == b"x" * 5000 and content.fetch(rows["b"]) == b"second"
     shards = [f"HEAD /pictures/s/{name}.tar" for name in ("0%20ü", "1")]
     assert sorted(asked) == sorted(["HEAD /pictures/s/index.txt", "GET /pictures/s/index.txt", *shards])
@@ -310,7 +311,7 @@ def test_tables_and_img2dataset_in_a_bucket(tmp_path, bucket):
     (tmp_path / "out" / "a b.jpg").write_bytes(b"by its path")
     for path in (tmp_path / "out").iterdir():
         put(system, path, f"pictures/out/{path.name}")
-    content = Content()
+    content = Content(Door([f"s3://pictures/out{query}"]))
     found = everything(Img2Dataset(path=f"s3://pictures/out/{{00000..00000}}.parquet{query}"))
     good = [row for row in found if row["member"] is None]
     assert [row["key"] for row in found] == [one["key"] for one in records] and len(good) == 4

@@ -22,6 +22,9 @@ from nextloom.content import Content, ContentError
 from nextloom.curation.sources import jsontext, readers
 from nextloom.curation.sources.table import Table
 from nextloom.errors import UserError
+from nextloom.untrusted import Door
+
+ANYWHERE = Door(["/"])
 
 
 def listing(path, **fields) -> list[dict]:
@@ -31,7 +34,7 @@ def listing(path, **fields) -> list[dict]:
 
 def failure(row: dict) -> str:
     with pytest.raises(ContentError) as error:
-        Content().fetch(row)
+        Content(ANYWHERE).fetch(row)
     return str(error.value)
 
 
@@ -55,7 +58,7 @@ def test_bytes_stay_in_the_table_and_come_back(tmp_path, kind, struct):
         make = pa.ipc.new_stream if kind == "arrow stream" else pa.ipc.new_file
         with make(path, data.schema) as writer:
             writer.write_table(data, max_chunksize=64)
-    rows, content = listing(path, image="picture", key="n"), Content()
+    rows, content = listing(path, image="picture", key="n"), Content(ANYWHERE)
     assert [content.fetch(row) for row in rows] == raw
     assert [row["key"] for row in rows] == [str(n) for n in range(1000)]
     assert [row["caption"] for row in rows] == [f"t{n}" for n in range(1000)]
@@ -79,7 +82,7 @@ def test_a_listing_reads_no_picture(tmp_path):
     rows = listing(path, key="id")
     assert [row["key"] for row in rows] == [str(n) for n in range(20)]
     with pytest.raises(Exception, match=r"(?i)page|thrift|parquet|read"):
-        Content().fetch(rows[0])
+        Content(ANYWHERE).fetch(rows[0])
 
 
 VALUES = {
@@ -205,10 +208,10 @@ def test_null_bytes_are_failed_rows_or_a_path_beside_them(tmp_path):
     ):
         pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=2)
     a, b, c, d = listing(tmp_path / "struct.parquet")
-    assert Content().fetch(a) == b"a" and Content().fetch(b) == b"beside"
+    assert Content(ANYWHERE).fetch(a) == b"a" and Content(ANYWHERE).fetch(b) == b"beside"
     assert failure(c) == failure(d) == "column 'image' is null"
     a, b = listing(tmp_path / "plain.parquet")
-    assert Content().fetch(a) == b"a" and failure(b) == "column 'image' is null"
+    assert Content(ANYWHERE).fetch(a) == b"a" and failure(b) == "column 'image' is null"
     assert [failure(row) for row in listing(tmp_path / "never.parquet")] == ["column 'image' is null"] * 2
 
 
@@ -259,7 +262,7 @@ def test_another_caption_column_makes_other_rows_of_cells(tmp_path):
     pq.write_table(pa.table({"jpg": [b"a"], "alt": ["x"], "long": ["y"]}), tmp_path / "t.parquet")
     (alt,), (long,) = (listing(tmp_path, caption=name) for name in ("alt", "long"))
     assert alt["key"] == long["key"] and alt["version"] != long["version"]
-    assert Content().fetch(alt) == Content().fetch(long) == b"a"
+    assert Content(ANYWHERE).fetch(alt) == Content(ANYWHERE).fetch(long) == b"a"
 
 
 def test_a_million_rows(tmp_path):

@@ -17,6 +17,9 @@ from nextloom import pixels
 from nextloom.content import Content, ContentError
 from nextloom.curation.sources.webdataset import WebDataset
 from nextloom.errors import UserError
+from nextloom.untrusted import Door
+
+ANYWHERE = Door(["/"])
 
 PNG = zoo.encoded(zoo.halves(), "PNG")
 
@@ -47,7 +50,7 @@ def failures(rows: dict[str, dict]) -> dict[str, str]:
     out = {}
     for key, row in rows.items():
         try:
-            Content().fetch(row)
+            Content(ANYWHERE).fetch(row)
         except ContentError as error:
             out[key] = str(error)
     return out
@@ -68,7 +71,7 @@ def test_shards_of_the_webdataset_library(tmp_path):
     with webdataset.ShardWriter(f"file:{tmp_path}/s-%04d.tar", maxcount=20, verbose=0, encoder=True) as writer:
         for sample in samples:
             writer.write(sample)
-    rows, content = listing(tmp_path), Content()
+    rows, content = listing(tmp_path), Content(ANYWHERE)
     read_back = list(webdataset.WebDataset(sorted(map(str, tmp_path.glob("*.tar"))), shardshuffle=False))
     assert list(rows) == [sample["__key__"] for sample in read_back] == [s["__key__"] for s in samples]
     for sample in read_back:
@@ -86,7 +89,7 @@ def test_long_odd_and_foreign_names_are_keys_and_nothing_is_written(tmp_path, fo
     before = sorted(tmp_path.rglob("*"))
     rows = listing(tmp_path / "in")
     assert list(rows) == [long, "../up", "/abs", "a.b.c/x", "风景/一", "./dot", "two"]
-    assert not failures(rows) and all(Content().fetch(row) == PNG for row in rows.values())
+    assert not failures(rows) and all(Content(ANYWHERE).fetch(row) == PNG for row in rows.values())
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -130,7 +133,7 @@ def test_several_pictures_none_twice_and_links(tmp_path):
             link, nowhere, pipe, ("README", b"no sample"), (".hidden.jpg", b"no sample"),
         ],
     )  # fmt: skip
-    rows, content = listing(tmp_path), Content()
+    rows, content = listing(tmp_path), Content(ANYWHERE)
     second = next(key for key in rows if key.startswith("twice.JPG@"))
     assert set(rows) == {"pair.input.jpg", "pair.output.jpg", "lone", "twice", second, "d/same", "gone", "pipe"}
     assert content.fetch(rows["pair.input.jpg"]) == content.fetch(rows["d/same"]) == b"in"
@@ -200,7 +203,11 @@ def test_a_compressed_tar_is_refused_with_the_command_that_mends_it(tmp_path):
     told = failures(rows := listing(tmp_path))
     assert set(rows) == {"a", "c.tar.gz", "d.tar", "e.tar"}, "beside good shards each is one failed row"
     assert told["c.tar.gz"].endswith(f"unpack it: gunzip {tmp_path}/c.tar.gz")
-    assert told["d.tar"].startswith("no tar: it begins with b'<html>40'") and "cut off" in told["e.tar"]
+    assert (
+        told["d.tar"].startswith("no tar; give .tar files")
+        and "html" not in told["d.tar"]
+        and "cut off" in told["e.tar"]
+    )
     with pytest.raises(UserError, match="no byte ranges\n  next: unpack it: gunzip"):
         listing(tmp_path / "c.tar.gz")
 
@@ -208,7 +215,7 @@ def test_a_compressed_tar_is_refused_with_the_command_that_mends_it(tmp_path):
 def test_a_zip_bomb_in_a_tar_is_a_row_that_does_not_decode(tmp_path):
     bomb = zoo.huge_header(tmp_path).read_bytes()
     write_tar(tmp_path / "s.tar", [("bomb.png", bomb), ("good.png", PNG)])
-    rows, content = listing(tmp_path / "s.tar"), Content()
+    rows, content = listing(tmp_path / "s.tar"), Content(ANYWHERE)
     assert pixels.decode(content.fetch(rows["good"])).shape == (32, 64, 3)
     with pytest.raises(ValueError, match=r"60,?000"):
         pixels.decode(content.fetch(rows["bomb"]))
@@ -218,7 +225,7 @@ def test_keys_of_shards_that_all_count_from_zero(tmp_path):
     for name in "ab":
         write_tar(tmp_path / f"{name}.tar", [("000.jpg", name.encode())])
     rows = listing(tmp_path, keys="unit")
-    assert list(rows) == ["a.tar/000", "b.tar/000"] and Content().fetch(rows["b.tar/000"]) == b"b"
+    assert list(rows) == ["a.tar/000", "b.tar/000"] and Content(ANYWHERE).fetch(rows["b.tar/000"]) == b"b"
 
 
 def test_a_shard_that_changed_gives_an_error_and_no_other_bytes(tmp_path):
@@ -226,7 +233,7 @@ def test_a_shard_that_changed_gives_an_error_and_no_other_bytes(tmp_path):
     row = listing(tmp_path)["a"]
     write_tar(path, [("b.jpg", b"new bytes!")])
     with pytest.raises(ContentError, match="changed since it was listed"):
-        Content().fetch(row)
+        Content(ANYWHERE).fetch(row)
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

@@ -19,6 +19,7 @@ from nextloom.tokenize.documents import Grid
 from nextloom.tokenize.schedule import FINAL_GRIDS, schedule, tokens
 from nextloom.tokenize.text_tokens import BYTES
 from nextloom.tokenize.tokenizer_config import digest
+from nextloom.untrusted import Door
 
 SQUARE, WIDE = 20, 0
 CODES = 32
@@ -105,6 +106,7 @@ def build(
             "dataset": dataset.name,
             "content": str(captions),
             "rows_count": len(ids),
+            "door": Door([f"{uri}-pictures"]).as_dict(),
             "selection": source_rows(dataset).as_dict(uri),
             "rows": describe(dataset.rows.uri, uri, dataset.rows.files()),
             "columns": columns,

@@ -179,6 +179,32 @@ class WebServer:
     async def _bomb(self, writer: asyncio.StreamWriter, rest: str) -> None:
         reply(writer, 200, gzip.compress(bytes(50_000_000)), {"Content-Encoding": "gzip"})
 
+    async def _headers(self, writer: asyncio.StreamWriter, rest: str) -> None:
+        await self._drips(writer, b"HTTP/1.1 200 OK\r\n", b"X-More: x\r\n")
+
+    async def _manyheaders(self, writer: asyncio.StreamWriter, rest: str) -> None:
+        await self._drips(writer, b"HTTP/1.1 200 OK\r\n", b"X-More: x\r\n" * 1000)
+
+    async def _continue(self, writer: asyncio.StreamWriter, rest: str) -> None:
+        await self._drips(writer, b"", b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    async def _extension(self, writer: asyncio.StreamWriter, rest: str) -> None:
+        await self._drips(writer, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;", b"a" * 100)
+
+    async def _drips(self, writer: asyncio.StreamWriter, first: bytes, more: bytes) -> None:
+        writer.write(first)
+        while True:
+            writer.write(more)
+            await writer.drain()
+            await asyncio.sleep(0.05)
+
+    async def _trailing(self, writer: asyncio.StreamWriter, rest: str) -> None:
+        head(writer, 200, {"Content-Encoding": "gzip"})
+        writer.write(gzip.compress(picture("gzip")))
+        while True:
+            writer.write(bytes(65536))
+            await writer.drain()
+
     async def _half(self, writer: asyncio.StreamWriter, rest: str) -> None:
         reply(writer, 200, gzip.compress(picture("gzip"))[:-20], {"Content-Encoding": "gzip"})
 

@@ -4,10 +4,13 @@
     uri, offset, size         a byte range: the member of an uncompressed tar
     uri, member "jpg#12"      row 12 of column `jpg` in a Parquet or Arrow file; a struct column gives its `bytes`
     uri, member "!..."        nothing: what the source found there is broken, and this says how
+    uri, member "^..."        nothing: what the row or shard names may not be read, and this says why
     uri, member "?..."        nothing: the source could not read this unit, and the next listing tries again
 
 Neighbours share what was opened: the last object, the last handle, the last row group stay in memory. References
 into a shard hold for the very object that was listed; one that changed since gives an error, never other bytes.
+Everything is opened through the door of the source (`nextloom.untrusted`). A tab in the text behind a mark parts what
+all rows of a fault say from what this one adds.
 """
 
 from __future__ import annotations
@@ -16,23 +19,38 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
-from nextloom.io import fetch, filesystem, is_uri
+from nextloom.arrow_files import PAR, ArrowFile, open_parquet
+from nextloom.untrusted import Door, NotAllowed, TooLarge
 
 WEB = ("http://", "https://")
-BROKEN, UNREAD = "!", "?"
+BROKEN, BARRED, UNREAD = "!", "^", "?"
+MARKS = (BROKEN, BARRED, UNREAD)
+"""How the `member` of a row begins that has no bytes."""
 
 
 class ContentError(ValueError):
-    """The bytes of a row cannot be had; trying again does not help."""
+    """The bytes of a row cannot be had; trying again does not help.
+
+    Args:
+        message: why, in words that are the same for all rows of this kind.
+        detail: what this row adds.
+    """
+
+    def __init__(self, message: str, detail: str | None = None) -> None:
+        super().__init__(message)
+        self.detail = detail
 
 
 class Content:
-    """Reads the bytes of rows, best in the order of their ids."""
+    """Reads the bytes of rows, best in the order of their ids.
 
-    def __init__(self) -> None:
+    Args:
+        door: of the source that listed them.
+    """
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
         self._whole: tuple[str, bytes] | None = None
         self._opened: tuple[str, str, Any] | None = None
         self._group: tuple[tuple[str, str, str, int], pa.ChunkedArray] | None = None
@@ -46,10 +64,12 @@ class Content:
         Raises:
             OSError: the object is gone or cannot be read.
             ContentError: the shard changed since it was listed, its member is null, or the row is a URL.
+            NotAllowed: the row names what may not be read; `TooLarge`: it has too many bytes.
         """
         uri, member = row["uri"], row.get("member")
-        if member and member.startswith((BROKEN, UNREAD)):
-            raise ContentError(member[1:])
+        if member and member.startswith(MARKS):
+            message, _, detail = member[1:].partition("\t")
+            raise (NotAllowed if member.startswith(BARRED) else ContentError)(message, detail or None)
         if uri.startswith(WEB):
             raise ContentError("the row is a URL and has no bytes; read a `download` step")
         if member is not None:
@@ -57,10 +77,11 @@ class Content:
         if row.get("offset") is not None:
             return self._range(uri, row["offset"], row["size"], row["version"])
         if self._whole is None or self._whole[0] != uri:
-            self._whole = (uri, fetch(uri))
+            self._whole = (uri, self._door.read(uri))
         return self._whole[1]
 
     def _range(self, uri: str, offset: int, size: int, version: str) -> bytes:
+        self._expect_size(size)
         handle = self._open(uri, version)
         raw = handle.read_at(size, offset)
         if len(raw) != size:
@@ -83,69 +104,46 @@ class Content:
             value = value.get("bytes")
         if value is None:
             raise ContentError(f"column {column!r} is null")
-        return value.encode() if isinstance(value, str) else value
+        raw = value.encode() if isinstance(value, str) else value
+        if not isinstance(raw, bytes):
+            raise ContentError("the cell holds no bytes", f"column {column!r}")
+        self._expect_size(len(raw))
+        return raw
+
+    def _expect_size(self, size: int) -> None:
+        if size > self._door.max_bytes:
+            raise TooLarge(size, self._door.max_bytes)
 
     def _open(self, uri: str, version: str, *, member: bool = False) -> Any:
         """The opened shard, once it is seen to be the one that was listed."""
         if self._opened and self._opened[:2] == (uri, version):
             return self._opened[2]
-        system, inner = filesystem(uri)
-        if stamp(system, system.get_file_info(inner)) != version.partition("+")[0]:
+        found = self._door.open(uri)
+        if member and found.file.read_at(len(PAR), 0) != PAR:
+            found.file.close()
+            found = self._door.open(uri, mapped=True)
+        if found.stamp != version.partition("+")[0]:
+            found.file.close()
             raise ContentError("the shard changed since it was listed; run again")
-        opened = _Cells(system, inner) if member else system.open_input_file(inner)
+        opened = _Cells(found.file) if member else found.file
         self._opened = (uri, version, opened)
         return opened
 
 
 class _Cells:
-    """Row groups of a Parquet file, or record batches of an Arrow file, by number.
+    """Row groups of a Parquet file, or record batches of an Arrow file, by number."""
 
-    A local Arrow file is mapped, so that of its batches only what is asked for is read.
-    """
-
-    def __init__(self, system: pafs.FileSystem, path: str) -> None:
-        file = system.open_input_file(path)
-        head = file.read_at(6, 0)
-        self._parquet = head.startswith(b"PAR1")
-        if self._parquet:
-            self._file: Any = pq.ParquetFile(file, pre_buffer=True)
-            meta = self._file.metadata
+    def __init__(self, file: pa.NativeFile) -> None:
+        if file.read_at(len(PAR), 0) == PAR:
+            self._parquet = open_parquet(file, pre_buffer=True)
+            meta = self._parquet.metadata
             self.sizes = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
-            return
-        if isinstance(system, pafs.LocalFileSystem):
-            file = pa.memory_map(path)
-        if head == b"ARROW1":
-            reader = pa.ipc.open_file(file)
-            self._file = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         else:
-            self._file = list(pa.ipc.open_stream(file))
-        self.sizes = [batch.num_rows for batch in self._file]
+            self._parquet = None
+            self._batches = ArrowFile(file)
+            self.sizes = self._batches.sizes
 
     def read(self, group: int, column: str) -> pa.ChunkedArray:
-        if self._parquet:
-            return self._file.read_row_group(group, columns=[column])[column]
-        return pa.chunked_array([self._file[group].column(column)])
-
-
-def stamp(system: pafs.FileSystem, info: pafs.FileInfo) -> str:
-    """Version of an object: time of its last change and size. FileNotFoundError where there is none.
-
-    In a bucket the time is whole seconds: some servers tell more when they list than when one object is asked for.
-    """
-    if info.type == pafs.FileType.NotFound:
-        raise FileNotFoundError(info.path)
-    unit = 1 if isinstance(system, pafs.LocalFileSystem) else 10**9
-    return f"{info.mtime_ns // unit * unit}-{info.size}"
-
-
-def unit_stamp(uri: str) -> str:
-    """`stamp` of the object at a path or URI.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    system, inner = filesystem(uri)
-    return stamp(system, system.get_file_info(inner))
-
-
-__all__ = ["BROKEN", "UNREAD", "WEB", "Content", "ContentError", "is_uri", "stamp", "unit_stamp"]
+        if self._parquet is not None:
+            return self._parquet.read_row_group(group, columns=[column])[column]
+        return pa.chunked_array([self._batches.batch(group).column(column)])

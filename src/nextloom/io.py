@@ -1,4 +1,4 @@
-"""Files by path or URI: small documents with atomic writes, picture bytes, and digests of weights.
+"""Files by path or URI: small documents with atomic writes, filesystems, and digests of weights.
 
 Documents (leases, receipts, releases) go through obstore, whose `create` is a put-if-absent on a local disk and
 on S3 alike. Everything takes a plain path or a URI that obstore and `pyarrow.fs` understand.
@@ -53,19 +53,6 @@ def _bucket(root: str) -> pafs.FileSystem:
 @lru_cache
 def _local() -> pafs.FileSystem:
     return pafs.LocalFileSystem()
-
-
-def fetch(path: str) -> bytes:
-    """All bytes of one object.
-
-    Raises:
-        FileNotFoundError: there is none (a vanished file, a broken link).
-    """
-    if not is_uri(path):
-        return Path(path).read_bytes()
-    system, inner = filesystem(path)
-    with system.open_input_stream(inner) as stream:
-        return stream.read()
 
 
 class Folder:

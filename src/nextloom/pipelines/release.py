@@ -109,6 +109,7 @@ def _content(planner: Planner, name: str) -> dict[str, Any]:
         "dataset": recipe.dataset,
         "content": _rows_digest(table, ids) if len(ids) else "",
         "rows_count": len(ids),
+        "door": recipe.source.door().as_dict(),
         "selection": {**rows.as_dict(dataset.uri), "step": spec.rows},
         "rows": describe(table.uri, dataset.uri, table.files()),
         "columns": {

@@ -125,7 +125,7 @@ class Run:
 
     def _rows_of(self, step: Step) -> Source:
         table = self.dataset.rows if step.domain == SOURCE else self.planner.table(step.domain)
-        return Source(table.uri, tuple(table.files()))
+        return Source(table.uri, tuple(table.files()), self.recipe.source.door())
 
     def _chunks(self, steps: list[Step], size: int) -> Iterator[pa.Table]:
         """Work in chunks of at most `size` ids: a column `id`, and per step whether it wants the row."""

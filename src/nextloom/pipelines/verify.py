@@ -288,7 +288,7 @@ def _bytes(recipe: Recipe, release: Release, step: str, items: Sequence[Mapping[
     """Bytes of each row, or the exception: from where the source found them, or from the column that brought them."""
     bringing = Graph(recipe)[step].content
     if bringing is None:
-        content = Content()
+        content = Content(recipe.source.door())
         return [attempt(content.fetch, item) for item in items]
     column = getattr(recipe.steps[bringing], "content", "")
     brought = release.column(bringing, [column], np.array([item["id"] for item in items], np.int64))[column].to_pylist()

@@ -34,6 +34,7 @@ from nextloom.op import (
     error_value,
 )
 from nextloom.store.files import File, take_ids, write_file
+from nextloom.untrusted import Door
 
 AHEAD = 2
 """Batches, and rows per reading thread, that are read and decoded while a GPU works on others."""
@@ -45,6 +46,8 @@ class Source:
 
     uri: str
     files: tuple[File, ...]
+    door: Door | None = None
+    """Of the rows: what opens their bytes."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +225,8 @@ class Worker:
     def _bytes(self, row: _Loaded, origin: tuple[str, str] | None) -> bytes:
         if origin is None:
             if not hasattr(self._local, "content"):
-                self._local.content = Content()
+                assert self._rows.door is not None
+                self._local.content = Content(self._rows.door)
             return self._local.content.fetch(row.item)
         step, column = origin
         values = next(reads[step] for reads in row.reads.values() if step in reads)

@@ -21,6 +21,7 @@ from nextloom.op import digest
 from nextloom.store.dataset import Dataset
 from nextloom.store.files import File, take_ids
 from nextloom.store.rowset import RowSet
+from nextloom.untrusted import Door
 
 
 class Release:
@@ -43,6 +44,11 @@ class Release:
     def columns(self) -> dict[str, dict[str, Any]]:
         """step -> op, version, config, fingerprint of each column."""
         return {name: {k: v for k, v in c.items() if k != "files"} for name, c in self.document["columns"].items()}
+
+    @property
+    def door(self) -> Door:
+        """What opens the bytes of its rows: the roots and limits of the source they were listed by."""
+        return Door.from_dict(self.document["door"])
 
     @cached_property
     def ids(self) -> np.ndarray:
@@ -82,8 +88,8 @@ def publish(dataset: Dataset, name: str, content: Mapping[str, Any]) -> tuple[Re
     """Write the next version of release `name`; one equal to the newest, if that is sound, is not written again.
 
     Args:
-        content: dataset, content (digest of the rows), rows_count, selection, rows, columns (each with `failed`, the
-            digest of its failed ids within the selection).
+        content: dataset, content (digest of the rows), rows_count, door (see `untrusted`), selection, rows, columns
+            (each with `failed`, the digest of its failed ids within the selection).
 
     Returns:
         The release, and whether it is new.

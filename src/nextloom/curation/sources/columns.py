@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nextloom.content import BROKEN, UNREAD
+from nextloom.content import BARRED, BROKEN, MARKS
 from nextloom.curation.decisions.rule import connect
 from nextloom.curation.sources import jsontext
 from nextloom.curation.sources.jsontext import is_bytes, is_text
@@ -23,6 +23,7 @@ from nextloom.curation.sources.shards import Refusal, Shard
 from nextloom.io import is_uri, join
 from nextloom.op import digest
 from nextloom.store.dataset import ITEM
+from nextloom.untrusted import bare
 
 PICTURE_NAMES = (
     *("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes"),
@@ -30,6 +31,8 @@ PICTURE_NAMES = (
 )
 """Names, in any case, of a column of text that is taken for the picture."""
 CAPTION_NAMES = ("caption", "text")
+WITH_PASSWORD = r"^[A-Za-z][A-Za-z0-9+.-]*:[/\\]*[^/?#]*@"
+"""An address with a user name or a password; it would stand in the rows, and be sent."""
 CHUNK = 1 << 16
 """Rows turned at once."""
 
@@ -105,7 +108,7 @@ def roles(schema: pa.Schema, wanted: Wanted) -> Roles:
         raise Refusal(f"{found}; expected {', '.join(missing)} too", "correct source.columns")
     picture = wanted.picture or _sniff(schema, found)
     kind = schema.field(picture).type
-    if picture.startswith((BROKEN, UNREAD)):
+    if picture.startswith(MARKS):
         raise Refusal(f"{found}; a picture column may not begin with {picture[0]}", "rename it")
     if not (is_picture(kind) or _is_text(kind)):
         raise Refusal(f"{found}; expected bytes, paths or URLs in {picture!r}", "correct source.image")
@@ -207,6 +210,10 @@ def rows(
         member = pc.if_else(blank, f"{BROKEN}column {role.picture!r} is empty", pa.scalar(None, pa.string()))
         uri = pc.if_else(blank, shard.uri, uri)
         version = _hashes(value, caption, sidecar)
+    secret = pc.fill_null(pc.match_substring_regex(uri, WITH_PASSWORD), False)  # also of a path beside null bytes
+    if pc.any(secret).as_py():
+        member = pc.if_else(secret, f"{BARRED}its address holds a user name or a password", member)
+        uri = pc.if_else(secret, bare(shard.uri), uri)
     unnamed = pc.is_null(key)
     if pc.any(unnamed).as_py():
         member = pc.if_else(unnamed, f"{BROKEN}column {role.key!r}, the key, is null", member)

@@ -27,9 +27,11 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from nextloom.config import RootPath
+from nextloom.content import BARRED
 from nextloom.curation.sources.source import Item, Source, item_table
 from nextloom.errors import UserError
-from nextloom.io import fetch, filesystem, is_uri
+from nextloom.io import filesystem, is_uri
+from nextloom.untrusted import MAX_SIDECAR, Door, NotAllowed, TooLarge
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
 """Default suffixes, in any case: of all formats that `nextloom.pixels` reads."""
@@ -45,6 +47,8 @@ class _File:
     uri: str
     size: int
     stamp: str
+    problem: str = ""
+    """Why it may not be read, where a listing sees that."""
 
 
 class Files(Source):
@@ -85,12 +89,15 @@ class Files(Source):
         return [items[key] for key in sorted(items)]
 
     def _of_root(self, root: str, known: Mapping[str, str]) -> Iterator[Item]:
-        list_files = _remote_files if is_uri(root) else _local_files
+        list_files, door = _remote_files if is_uri(root) else _local_files, self.door()
         patterns = (self.glob,) if isinstance(self.glob, str) else self.glob
         wanted = {suffix.lower() for suffix in self.suffixes}
         pictures: list[_File] = []
         sidecars: dict[tuple[str, str], _File] = {}
-        for file in list_files(root, self.recursive):
+        for file in list_files(root, self.recursive, door):
+            if file.problem:
+                yield Item(file.rel, file.uri, 0, file.stamp, member=file.problem)
+                continue
             stem, suffix = os.path.splitext(file.rel)
             if (suffix := suffix.lower()) in SIDECARS:
                 sidecars[stem, suffix] = file
@@ -102,18 +109,18 @@ class Files(Source):
             version = "+".join([file.stamp, *(f"{s.rel[-4:]}:{s.stamp}" for s in beside if s)])
             caption = sidecar = None
             if known.get(file.rel) != version:
-                caption, sidecar = _read_sidecars(*beside)
+                caption, sidecar = _read_sidecars(door, *beside)
             yield Item(file.rel, file.uri, file.size, version, caption, sidecar)
 
 
-def _read_sidecars(txt: _File | None, jsn: _File | None) -> tuple[str | None, str | None]:
+def _read_sidecars(door: Door, txt: _File | None, jsn: _File | None) -> tuple[str | None, str | None]:
     """Caption and sidecar JSON; what cannot be read is told in the latter as `error`, never raised."""
     problems: list[str] = []
     caption = sidecar = None
     if txt:
-        caption = (_text(txt, problems) or "").strip() or None
+        caption = (_text(door, txt, problems) or "").strip() or None
     if jsn:
-        sidecar = _text(jsn, problems)
+        sidecar = _text(door, jsn, problems)
         if sidecar is not None:
             try:
                 data = json.loads(sidecar)
@@ -131,9 +138,13 @@ def _read_sidecars(txt: _File | None, jsn: _File | None) -> tuple[str | None, st
     return caption, sidecar
 
 
-def _text(file: _File, problems: list[str]) -> str | None:
+def _text(door: Door, file: _File, problems: list[str]) -> str | None:
     try:
-        return fetch(file.uri).decode("utf-8-sig")
+        return door.read(file.uri, MAX_SIDECAR).decode("utf-8-sig")
+    except TooLarge:
+        problems.append(f"{PurePosixPath(file.rel).name}: {file.size:,} bytes are too long for a sidecar")
+    except NotAllowed as error:
+        problems.append(f"{PurePosixPath(file.rel).name}: {error}")
     except UnicodeDecodeError as error:
         problems.append(f"{PurePosixPath(file.rel).name}: not UTF-8 at byte {error.start}")
     except OSError as error:
@@ -150,7 +161,7 @@ def caption_of(data: object) -> str | None:
     return None
 
 
-def _local_files(root: str, recursive: bool) -> Iterator[_File]:
+def _local_files(root: str, recursive: bool, door: Door) -> Iterator[_File]:
     """Files below a local folder; names that begin with a dot are passed over, links to folders followed."""
     if not os.path.isdir(root):
         raise _missing(root)
@@ -160,7 +171,10 @@ def _local_files(root: str, recursive: bool) -> Iterator[_File]:
         for entry in _entries(folder, root if not prefix else None):
             if _is_dir(entry):
                 real = os.path.realpath(entry.path)
-                if recursive and real not in chain:  # a link to a folder above would never end
+                if recursive and entry.is_symlink() and not door.holds(entry.path):
+                    told = f"{BARRED}a link to a folder outside of the source's; name that in source.roots to follow it"
+                    yield _File(_utf8(prefix + entry.name), _utf8(entry.path), 0, f"link-{real}", told)
+                elif recursive and real not in chain:  # a link to a folder above would never end
                     pending.append((entry.path, f"{prefix}{entry.name}/", (*chain, real)))
             elif file := _local_file(entry, prefix):
                 yield file
@@ -214,7 +228,7 @@ def _utf8(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _remote_files(root: str, recursive: bool) -> Iterator[_File]:
+def _remote_files(root: str, recursive: bool, door: Door) -> Iterator[_File]:
     """Files below a URI, through `pyarrow.fs`; item URIs are percent-encoded as Arrow wants them."""
     address, mark, query = root.partition("?")  # s3://bucket/photos?region=...
     try:

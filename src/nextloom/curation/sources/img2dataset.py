@@ -18,10 +18,10 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 from pydantic import PrivateAttr
 
-from nextloom.content import BROKEN, stamp
+from nextloom.arrow_files import open_parquet
+from nextloom.content import BROKEN
 from nextloom.curation.sources import jsontext
 from nextloom.curation.sources.columns import is_picture
 from nextloom.curation.sources.files import SUFFIXES
@@ -30,6 +30,7 @@ from nextloom.curation.sources.tar import Damage, members, open_shard
 from nextloom.io import filesystem, is_uri
 from nextloom.op import digest
 from nextloom.store.dataset import ITEM
+from nextloom.untrusted import Door, NotAllowed, stamp
 
 PARTS = (".parquet", ".tar", "_stats.json")
 NEEDED = ("key", "status")
@@ -47,7 +48,7 @@ class Img2Dataset(ShardSource):
 
     def find(self, path: str) -> Iterable[Shard]:
         """Shards by their number, such as ``00000``, whichever of their files `path` names."""
-        listed = find_shards(path, PARTS)
+        listed = find_shards(path, PARTS, self.door())
         stems: dict[str, dict[str, Shard]] = {}
         for shard in listed:
             part = next((part for part in PARTS if shard.name.endswith(part)), None)
@@ -68,14 +69,13 @@ class Img2Dataset(ShardSource):
 
     def look(self, shard: Shard) -> pa.Table:
         """As in `ShardSource`."""
-        have = _stamps(shard.uri)
+        have, door = _stamps(shard.uri), self.door()
         if have["_stats.json"] == MISSING or have[".parquet"] == MISSING:
             absent = "_stats.json" if have["_stats.json"] == MISSING else ".parquet"
             told = f"{BROKEN}not finished: there is no {shard.name}{absent}; run img2dataset again"
             return failed_unit(shard, told)
-        system, inner = filesystem(shard.uri)
-        with system.open_input_file(inner) as file:
-            table = pq.ParquetFile(file)
+        with door.open(shard.uri).file as file:
+            table = open_parquet(file)
             schema = table.schema_arrow
             if missing := [name for name in NEEDED if name not in schema.names]:
                 raise Refusal(
@@ -86,10 +86,10 @@ class Img2Dataset(ShardSource):
             rows = table.read([name for name in schema.names if name not in cells], use_threads=False)
         rows = rows.set_column(rows.column_names.index("key"), "key", rows["key"].cast(pa.string()))
         if have[".tar"] != MISSING:
-            return _of_places(rows, shard, have, *_in_tar(beside(shard.uri, ".tar")), "the tar")
+            return _of_places(rows, shard, have, *_in_tar(beside(shard.uri, ".tar"), door), "the tar")
         if cells:
             return _of_cells(rows, shard, have, cells[0])
-        folder, inside = _in_folder(shard.uri)
+        folder, inside = _in_folder(shard.uri, door)
         if folder:
             return _of_places(rows, shard, have, inside, "", "the folder")
         raise Refusal(f"found {shard.name}.parquet without pictures", "only webdataset, parquet and files are read")
@@ -116,10 +116,10 @@ def _stamps(uri: str) -> dict[str, str]:
     return dict(zip(PARTS, found, strict=True))
 
 
-def _in_tar(uri: str) -> tuple[pa.Table, str]:
+def _in_tar(uri: str, door: Door) -> tuple[pa.Table, str]:
     """Pictures of a tar by key, and what is wrong with it."""
     places, damage = [], ""
-    with open_shard(uri) as file:
+    with open_shard(uri, door) as file:
         try:
             for member in members(file, uri):
                 key, suffix = member.sample() or ("", "")
@@ -130,9 +130,11 @@ def _in_tar(uri: str) -> tuple[pa.Table, str]:
     return pa.Table.from_pylist(places, schema=PLACE), damage
 
 
-def _in_folder(uri: str) -> tuple[bool, pa.Table]:
+def _in_folder(uri: str, door: Door) -> tuple[bool, pa.Table]:
     """Whether there is a folder of pictures, and they by key."""
     system, inner = filesystem(uri)
+    if not is_uri(uri) and not door.holds(inner.removesuffix(".parquet")):
+        raise NotAllowed("a link to a folder outside of the source's; name that in source.roots to follow it")
     infos = system.get_file_info(pafs.FileSelector(inner.removesuffix(".parquet"), allow_not_found=True))
     places = []
     for info in infos:

@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from nextloom.arrow_files import ArrowFile, open_parquet
 from nextloom.curation.sources.columns import CHUNK, Roles
 from nextloom.curation.sources.jsontext import dumps
 from nextloom.curation.sources.shards import Refusal, Shard, utf8
-from nextloom.io import filesystem
+from nextloom.untrusted import Door
 
 Choose = Callable[[pa.Schema], Roles]
 BLOCK = 16 << 20
@@ -43,12 +43,13 @@ class Piece:
     """The sidecars, where they are not the columns of `table`."""
 
 
-def pieces(shard: Shard, choose: Choose) -> Iterator[tuple[Piece, Roles]]:
+def pieces(shard: Shard, choose: Choose, door: Door) -> Iterator[tuple[Piece, Roles]]:
     """The table in `shard`, piece by piece.
 
     Args:
         shard: its suffix says what it is.
         choose: which column is what, from the schema.
+        door: of the source.
 
     Raises:
         Refusal: another kind of file, or `choose` refuses its columns.
@@ -60,19 +61,13 @@ def pieces(shard: Shard, choose: Choose) -> Iterator[tuple[Piece, Roles]]:
     reader = READERS.get(kind)
     if reader is None or (packed and kind not in TEXT):
         raise Refusal(f"found {shard.name}, expected {', '.join('.' + known for known in READERS)}", "convert it")
-    system, inner = filesystem(shard.uri)
-    if packed:
-        opened = system.open_input_stream(inner, compression=PACKED[packed])
-    elif reader is _arrow and isinstance(system, pafs.LocalFileSystem):
-        opened = pa.memory_map(inner)  # of its columns only those asked for are read
-    else:
-        opened = system.open_input_file(inner)
-    with opened as file:
+    opened = door.open(shard.uri, mapped=reader is _arrow).file  # of a mapped file only what is asked for is read
+    with opened, pa.CompressedInputStream(opened, PACKED[packed]) if packed else opened as file:
         yield from reader(file, kind, choose)
 
 
 def _parquet(file: Any, kind: str, choose: Choose) -> Iterator[tuple[Piece, Roles]]:
-    table = pq.ParquetFile(file, pre_buffer=True)
+    table = open_parquet(file, pre_buffer=True)
     role = choose(table.schema_arrow)
     paths = role.needed(table.schema_arrow)
     start, groups, meta = 0, list[int](), table.metadata
@@ -98,7 +93,7 @@ def _empty(file: Any, table: pq.ParquetFile, groups: list[int], role: Roles) -> 
         return None
     leaf = f"{role.picture}.bytes"
     at = [table.schema.column(i).path for i in range(len(table.schema))].index(leaf)
-    careful = pq.ParquetFile(file, buffer_size=1 << 16)  # reads a page, not the column
+    careful = open_parquet(file, metadata=table.metadata, buffer_size=1 << 16)  # reads a page, not the column
     out: list[pa.Array] = []
     for group in groups:
         # pyarrow ends the process where statistics belong to a column of a forged type; reading it raises
@@ -116,15 +111,8 @@ def _empty(file: Any, table: pq.ParquetFile, groups: list[int], role: Roles) -> 
 
 
 def _arrow(file: Any, kind: str, choose: Choose) -> Iterator[tuple[Piece, Roles]]:
-    head = file.read(6)
-    file.seek(0)
-    if head == b"ARROW1":
-        opened = pa.ipc.open_file(file)
-        schema, batches = opened.schema, (opened.get_batch(at) for at in range(opened.num_record_batches))
-    else:
-        opened = pa.ipc.open_stream(file)
-        schema, batches = opened.schema, iter(opened)
-    role = choose(schema)
+    batches = ArrowFile(file)
+    role = choose(batches.schema)
     start, held = 0, list[pa.RecordBatch]()
     for batch in batches:
         held.append(batch)

@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any, ClassVar, Literal
 from urllib.parse import quote, unquote
@@ -27,14 +28,19 @@ import pyarrow.fs as pafs
 from pydantic import PrivateAttr
 
 from nextloom.config import RootPath
-from nextloom.content import BROKEN, UNREAD, stamp
+from nextloom.content import BARRED, BROKEN, UNREAD
 from nextloom.curation.sources.source import Item, Source, item_table
 from nextloom.errors import UserError
-from nextloom.io import fetch, filesystem, is_uri, join
+from nextloom.io import filesystem, is_uri, join
+from nextloom.untrusted import Door, NotAllowed, bare, stamp
 
 INDEX = (".txt", ".list", ".index")
 MISSING = "missing"
 """Version of a shard that is named and not there."""
+OUTSIDE = "outside"
+"""Version of a shard that an index names and that may not be read."""
+MAX_INDEX = 2**30
+"""Largest index that is read, in bytes."""
 ASKERS = 32
 """Shards asked for size and time at once."""
 
@@ -92,15 +98,21 @@ class ShardSource(Source):
                     )
                 found[shard.name] = shard
         if not self.immutable:
+            door = self.door()
             with ThreadPoolExecutor(ASKERS) as pool:
-                found = {shard.name: shard for shard in pool.map(_asked, found.values())}
+                found = {shard.name: shard for shard in pool.map(partial(_asked, door), found.values())}
         self._shards.clear()
         self._shards.update(found)
         return {name: "immutable" if self.immutable else self.version(shard) for name, shard in found.items()}
 
     def find(self, path: str) -> Iterable[Shard]:
         """Shards of one `path`; a subclass may look for something else than `suffixes`."""
-        return find_shards(path, self.suffixes)
+        return find_shards(path, self.suffixes, self.door())
+
+    def places(self) -> tuple[str, ...]:
+        """As in `Source`: the folder at each `path`, or the one that its shards, pattern or index lie in."""
+        paths = (self.path,) if isinstance(self.path, str) else self.path
+        return tuple(dict.fromkeys(place for path in paths for place in homes(path, self.suffixes)))
 
     def version(self, shard: Shard) -> str:
         """Changes when the shard does."""
@@ -108,10 +120,12 @@ class ShardSource(Source):
 
     def items(self, unit: str, known: Mapping[str, str]) -> pa.Table:
         """As in `Source`. Needs `units()` first."""
-        shard = _asked(self._shards[unit])
+        shard = _asked(self.door(), self._shards[unit])
         if shard.stamp == MISSING:
             return failed_unit(shard, f"{BROKEN}no such file: {shard.uri}")
         try:
+            if shard.stamp == OUTSIDE:
+                self.door().stamp(shard.uri)  # says why
             listed = self.look(shard)
         except Refusal as refusal:
             if unit == next(iter(self._shards)):
@@ -119,6 +133,8 @@ class ShardSource(Source):
             return failed_unit(shard, f"{BROKEN}{refusal}")
         except UserError:
             raise
+        except NotAllowed as error:
+            return failed_unit(shard, f"{BARRED}{error}\t{error.detail or ''}")
         except OSError as error:
             return failed_unit(shard, f"{UNREAD}cannot be read: {type(error).__name__}: {error}")
         except Exception as error:
@@ -140,7 +156,7 @@ class ShardSource(Source):
 
 def failed_unit(shard: Shard, reason: str) -> pa.Table:
     """The one failed row of a shard, named after it; `reason` begins with `BROKEN` or `UNREAD`."""
-    return item_table([Item(shard.name, shard.uri, 0, shard.stamp, member=utf8(reason)[:500])])
+    return item_table([Item(shard.name, bare(shard.uri), 0, shard.stamp, member=utf8(reason)[:500])])
 
 
 def utf8(text: str) -> str:
@@ -154,23 +170,27 @@ def _only_bytes(text: str) -> bool:
     return all(not 0xD800 <= ord(c) <= 0xDFFF or 0xDC80 <= ord(c) <= 0xDCFF for c in text)
 
 
-def _asked(shard: Shard) -> Shard:
+def _asked(door: Door, shard: Shard) -> Shard:
     """The shard with its stamp."""
     if shard.stamp:
         return shard
     try:
-        system, inner = filesystem(shard.uri)
-        info = system.get_file_info(inner)
-        found = stamp(system, info) if info.type == pafs.FileType.File else MISSING
+        found = door.stamp(shard.uri)
     except FileNotFoundError:
         found = MISSING
+    except NotAllowed:
+        found = OUTSIDE
     except (OSError, ValueError) as error:
         raise UserError(f"cannot ask for {shard.uri}: {error}", where="source.path", next="run again") from None
     return Shard(shard.name, shard.uri, found)
 
 
-def find_shards(path: str, suffixes: tuple[str, ...]) -> list[Shard]:
+def find_shards(path: str, suffixes: tuple[str, ...], door: Door | None = None) -> list[Shard]:
     """Shards at one path, see the top of this file.
+
+    Args:
+        path, suffixes: as in `ShardSource`.
+        door: which linked folders are entered; default: those that lead to where `path` lies.
 
     Raises:
         UserError: nothing is there, or it cannot be listed.
@@ -182,31 +202,33 @@ def find_shards(path: str, suffixes: tuple[str, ...]) -> list[Shard]:
             next="copy them first, or mount the bucket",
         )
     address, mark, query = path.partition("?") if is_uri(path) else (path, "", "")
+    door = door or Door(homes(path, suffixes))
     tail = mark + query  # of s3://bucket/shards?region=...
     plain = not is_uri(path) and os.path.exists(path)
     wild = None if plain else re.search(r"[*\[?]", address)
     if address.lower().endswith(INDEX) and not wild and "{" not in address:
-        found = [_named(line, _folder(address), tail) for line in _index(path)]
+        found = [_named(line, _folder(address), tail) for line in _index(path, door)]
     elif wild:
-        found = _matching(address, tail)
+        found = _matching(address, tail, door)
     elif "{" in address and not plain:
         start = len(_folder(address.partition("{")[0] + "x"))
         found = [Shard(plain_name(name[start:], path), name + tail, "") for name in spelled(address)]
     else:
-        found = _at(path, address, tail, suffixes)
+        found = _at(path, address, tail, suffixes, door)
     if not found:
         raise UserError(f"no shard at {path}", where="source.path", next="correct the path")
     return found
 
 
-def _matching(pattern: str, tail: str) -> list[Shard]:
+def _matching(pattern: str, tail: str, door: Door) -> list[Shard]:
     base = _folder(re.split(r"[*?\[{]", pattern)[0] + "x")
     rest = pattern[len(base) :].lstrip("/")
     wanted = [_regex(plain_name(name[len(base) :], pattern)) for name in spelled(pattern)]
-    return [s for s in _below(base, tail, deep="/" in rest) if any(regex.fullmatch(s.name) for regex in wanted)]
+    every = _below(base, tail, "/" in rest, door)
+    return [s for s in every if s.stamp == OUTSIDE or any(regex.fullmatch(s.name) for regex in wanted)]
 
 
-def _at(path: str, address: str, tail: str, suffixes: tuple[str, ...]) -> list[Shard]:
+def _at(path: str, address: str, tail: str, suffixes: tuple[str, ...], door: Door) -> list[Shard]:
     """The shard at `path`, or those in the folder there."""
     system, inner = _system(path)
     info = system.get_file_info(inner.rstrip("/") or "/")
@@ -214,8 +236,8 @@ def _at(path: str, address: str, tail: str, suffixes: tuple[str, ...]) -> list[S
         raise UserError(f"no such file or folder: {path}", where="source.path", next="correct the path")
     if info.type == pafs.FileType.File:
         return [Shard(plain_name(address.rpartition("/")[2], path), path, stamp(system, info))]
-    every = list(_below(address, tail, deep=True))
-    found = [shard for shard in every if shard.name.lower().endswith(suffixes)]
+    every = list(_below(address, tail, True, door))
+    found = [shard for shard in every if shard.stamp == OUTSIDE or shard.name.lower().endswith(suffixes)]
     if every and not found:
         raise UserError(
             f"found {', '.join(shard.name for shard in every[:5])} in {path}, expected {' or '.join(suffixes)}",
@@ -233,16 +255,27 @@ def plain_name(name: str, path: str) -> str:
 def _named(name: str, folder: str, tail: str) -> Shard:
     """A shard as an index names it."""
     if is_uri(name) or os.path.isabs(name):
-        return Shard(name, name, "")
+        return Shard(bare(name), name, "")
     return Shard(name, join(folder, quote(name)) + tail if is_uri(folder) else join(folder, name), "")
 
 
-def _index(path: str) -> list[str]:
+def homes(path: str, suffixes: tuple[str, ...]) -> tuple[str, ...]:
+    """The folder at `path`, or the one in which its shards, pattern or index lie; a file of it may be a link."""
+    address, mark, query = path.partition("?") if is_uri(path) else (path, "", "")
+    if not is_uri(path) and os.path.exists(path):
+        return (path,) if os.path.isdir(path) else (_folder(path), path)
+    if wild := re.search(r"[*?\[{]", address):
+        return (_folder(address[: wild.start()] + "x") + mark + query,)
+    single = address.lower().endswith((*suffixes, *INDEX)) or not is_uri(path)
+    return ((_folder(address) if single else address) + mark + query,)
+
+
+def _index(path: str, door: Door) -> list[str]:
     try:
-        text = fetch(path).decode("utf-8-sig")
+        text = Door(door.roots, MAX_INDEX).read(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"no such index: {path}", where="source.path", next="correct the path") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # NotAllowed is one
         raise UserError(f"cannot read the index {path}: {error}", where="source.path") from None
     lines = [line.strip() for line in text.splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
@@ -259,8 +292,14 @@ def _system(path: str) -> tuple[Any, str]:
         raise UserError(f"cannot open {path}: {error}", where="source.path", next="correct the path") from None
 
 
-def _below(base: str, tail: str, deep: bool) -> Iterator[Shard]:
-    """Every file below `base`, hidden ones left out, sorted by name."""
+def _below(base: str, tail: str, deep: bool, door: Door) -> Iterator[Shard]:
+    """Every file below `base`, hidden ones left out, sorted by name.
+
+    A linked folder that leads out of the roots is not entered and is one shard, `OUTSIDE`.
+    """
+    if not is_uri(base):
+        yield from sorted(_below_folder(base, deep, door), key=lambda shard: shard.name)
+        return
     system, inner = _system(base + tail)
     inner = inner.rstrip("/") or "/"
     try:
@@ -275,6 +314,43 @@ def _below(base: str, tail: str, deep: bool) -> Iterator[Shard]:
         if not any(part.startswith(".") for part in name.split("/")):
             uri = join(base, quote(name)) + tail if is_uri(base) else join(base, name)
             yield Shard(name, uri, stamp(system, info))
+
+
+def _below_folder(base: str, deep: bool, door: Door) -> Iterator[Shard]:
+    pending: list[tuple[str, str, tuple[str, ...]]] = [(base, "", (os.path.realpath(base),))]
+    while pending:
+        folder, prefix, chain = pending.pop()
+        try:
+            with os.scandir(folder) as listed:
+                entries = [entry for entry in listed if not entry.name.startswith(".")]
+        except FileNotFoundError:
+            if prefix:  # it vanished since its parent was listed
+                continue
+            raise UserError(f"no such folder: {base}", where="source.path", next="correct the path") from None
+        except OSError as error:
+            told = f"cannot list {folder}: {error.strerror or error}"
+            raise UserError(told, where="source.path", next="correct the path") from None
+        for entry in entries:
+            name = utf8(prefix + entry.name)
+            if not os.path.isdir(entry.path):
+                yield Shard(name, join(base, name), _quick_stamp(entry))
+            elif deep:
+                real = os.path.realpath(entry.path)
+                if entry.is_symlink() and not door.holds(entry.path):
+                    yield Shard(name, join(base, name), OUTSIDE)
+                elif real not in chain:
+                    pending.append((entry.path, f"{prefix}{entry.name}/", (*chain, real)))
+
+
+def _quick_stamp(entry: os.DirEntry[str]) -> str:
+    """Stamp of a plain file; "" of what has to be asked for through the door: a link, a pipe, one that vanished."""
+    try:
+        if entry.is_file(follow_symlinks=False):
+            info = entry.stat(follow_symlinks=False)
+            return f"{info.st_mtime_ns}-{info.st_size}"
+    except OSError:
+        pass
+    return ""
 
 
 def spelled(pattern: str) -> list[str]:

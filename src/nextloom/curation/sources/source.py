@@ -7,14 +7,19 @@ known key is a new row.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pyarrow as pa
+from pydantic import Field, model_validator
 
-from nextloom.config import Model
+from nextloom.config import Model, RootPath
+from nextloom.errors import UserError
+from nextloom.io import is_uri
 from nextloom.store.dataset import ITEM
+from nextloom.untrusted import MAX_BYTES, Door, bare
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,32 @@ class Source(Model):
     name: ClassVar[str]
     code_version: ClassVar[int] = 1
     """Bumped when equal shards would be listed otherwise."""
+
+    roots: tuple[RootPath, ...] = ()
+    """More folders, or prefixes of a bucket, that its rows and links may lead to. Default: where `path` lies."""
+    max_bytes: int = Field(MAX_BYTES, gt=0)
+    """Most bytes of one row; a larger one is an error row."""
+
+    @model_validator(mode="after")
+    def _no_passwords(self) -> Source:
+        for place in (*self.roots, *self.places()):
+            if is_uri(place) and "@" in place.partition("://")[2].partition("/")[0]:
+                raise UserError(
+                    f"a key or password in an address would be stored with every row: {bare(place)}",
+                    where="source",
+                    next="leave it out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+                )
+        return self
+
+    def places(self) -> tuple[str, ...]:
+        """Folders and prefixes in which its own files lie; with `roots`, all that may be read for its rows."""
+        path = getattr(self, "path", ())
+        return (path,) if isinstance(path, str) else tuple(path)
+
+    def door(self) -> Door:
+        """What opens its files and the bytes of its rows."""
+        roots = (*self.places(), *self.roots)
+        return Door([root if is_uri(root) else os.path.abspath(root) for root in roots], self.max_bytes)
 
     def identity(self) -> dict[str, Any]:
         """What a listing depends on besides the shards: while it is equal, an equal unit is not listed again."""

@@ -45,6 +45,10 @@ class Table(ShardSource):
     base: RootPath | None = None
     """Folder in which relative paths begin. Default: the table's own."""
 
+    def places(self) -> tuple[str, ...]:
+        """As in `Source`; `base` is one of them."""
+        return (*super().places(), *((self.base,) if self.base else ()))
+
     def wanted_of(self, schema: pa.Schema) -> Wanted:
         """What is wanted of a table with these columns."""
         return Wanted(self.image, self.key, self.caption, self.columns)
@@ -56,7 +60,7 @@ class Table(ShardSource):
     def look(self, shard: Shard) -> pa.Table:
         """As in `ShardSource`."""
         found = [ITEM.empty_table()]
-        for piece, role in pieces(shard, self.choose):
+        for piece, role in pieces(shard, self.choose, self.door()):
             more = {"empty": piece.empty, "spelled": piece.spelled, "sidecar": piece.sidecar}
             found.append(columns.rows(piece.table, piece.numbers, shard, role, self.base, **more))
             if piece.problems:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from nextloom.curation.sources.shards import Refusal, utf8
-from nextloom.io import filesystem, is_uri
+from nextloom.io import is_uri
+from nextloom.untrusted import Door
 
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 READ_AHEAD = 4 << 20
@@ -43,12 +44,9 @@ class Damage(Exception):
     """The archive ends or breaks before its end mark; members before are good."""
 
 
-def open_shard(uri: str) -> BinaryIO:
+def open_shard(uri: str, door: Door) -> BinaryIO:
     """A buffered, seekable file at a path or URI."""
-    if not is_uri(uri):
-        return open(uri, "rb", buffering=1 << 14)
-    system, inner = filesystem(uri)
-    return io.BufferedReader(system.open_input_file(inner), READ_AHEAD)  # type: ignore[arg-type]
+    return io.BufferedReader(door.open(uri).file, READ_AHEAD if is_uri(uri) else 1 << 14)  # type: ignore[arg-type]
 
 
 def members(file: BinaryIO, uri: str) -> Iterator[Member]:
@@ -93,7 +91,7 @@ def members(file: BinaryIO, uri: str) -> Iterator[Member]:
             yield member
     except tarfile.TarError as error:
         if not seen and size >= tarfile.BLOCKSIZE and not _is_tar(head):
-            raise Refusal(f"no tar: it begins with {head[:8]!r}", "give .tar files, or another source") from None
+            raise Refusal("no tar", "give .tar files, or another source") from None
         raise Damage(f"cut off or damaged behind {last} ({error})") from None
     _expect_end(file, tar.offset, size, last)
 

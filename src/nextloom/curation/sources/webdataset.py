@@ -25,10 +25,9 @@ from nextloom.curation.sources.files import SUFFIXES, caption_of
 from nextloom.curation.sources.shards import Shard, ShardSource, utf8
 from nextloom.curation.sources.source import Item, item_table
 from nextloom.curation.sources.tar import Damage, Member, members, open_shard
+from nextloom.untrusted import MAX_SIDECAR
 
 TEXTS = ("txt", "json", "cls")
-MAX_TEXT = 16 << 20
-"""Largest sidecar that is read, in bytes."""
 
 
 class WebDataset(ShardSource):
@@ -42,7 +41,7 @@ class WebDataset(ShardSource):
 
     def look(self, shard: Shard) -> pa.Table:
         """As in `ShardSource`."""
-        with open_shard(shard.uri) as file:
+        with open_shard(shard.uri, self.door()) as file:
             return item_table(self._items(shard, file))
 
     def _items(self, shard: Shard, file: BinaryIO) -> Iterator[Item]:
@@ -125,7 +124,7 @@ class _Sample:
 
 
 def _text(member: Member, file: BinaryIO, problems: list[str]) -> str | None:
-    if member.problem or member.size > MAX_TEXT:
+    if member.problem or member.size > MAX_SIDECAR:
         problems.append(f"{member.name}: {member.problem or f'{member.size:,} bytes are too long for a sidecar'}")
         return None
     file.seek(member.offset)

@@ -22,11 +22,23 @@ _NO_SUCH_HOST = tuple(getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODA
 
 
 class WebError(Exception):
-    """Why a GET gave no bytes; `transient`: trying again could help."""
+    """Why a GET gave no bytes; `transient`: trying again could help.
 
-    def __init__(self, kind: str, message: str, *, transient: bool = False, wait: float = 0.0, busy: bool = False):
+    Neither `message`, the same for all rows of a fault, nor `detail` holds bytes of a body or a password.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        message: str,
+        detail: str | None = None,
+        *,
+        transient: bool = False,
+        wait: float = 0.0,
+        busy: bool = False,
+    ):
         super().__init__(message)
-        self.kind, self.transient = kind, transient
+        self.kind, self.detail, self.transient = kind, detail, transient
         self.wait, self.busy = wait, busy
         """Seconds that the server asks to wait; whether all rows should leave its host alone."""
 
@@ -35,9 +47,10 @@ def bad_status(answer: ClientResponse) -> WebError:
     status = answer.status
     again = status in (408, 425, 429) or status >= 500
     wait = retry_after(answer.headers.get("Retry-After")) if again else 0.0
-    asked = f"; it asks to wait {wait:,.0f} s" if wait else ""
-    message = f"the server says {status} {(answer.reason or '')[:100]}".rstrip() + asked
-    return WebError("HttpStatus", message, transient=again, wait=wait, busy=status in (429, 503))
+    asked = f"it asks to wait {wait:,.0f} s" if wait else None
+    return WebError(
+        "HttpStatus", f"the server says {status}", asked, transient=again, wait=wait, busy=status in (429, 503)
+    )
 
 
 def retry_after(value: str | None) -> float:
@@ -65,12 +78,15 @@ def robots(values: list[str], agent: str) -> set[str]:
 
 
 def unpacker(encoding: str) -> Callable[[bytes | None, int], bytes] | None:
-    """A function (piece, most) -> at most so many bytes; called with None at the end. None: nothing to undo."""
+    """A function (piece, most) -> at most so many bytes; called with None at the end. None: nothing to undo.
+
+    Bytes behind the end of the stream are refused: nobody would see them, and they could go on for ever.
+    """
     encoding = encoding.strip().lower()
     if encoding in ("", "identity"):
         return None
     if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise WebError("BadEncoding", f"Content-Encoding {encoding[:50]!r} was not asked for and is not read")
+        raise WebError("BadEncoding", "a Content-Encoding that was not asked for and is not read", repr(encoding[:50]))
     stream = zlib.decompressobj(wbits=47)
 
     def unpack(piece: bytes | None, most: int) -> bytes:
@@ -79,9 +95,12 @@ def unpacker(encoding: str) -> Callable[[bytes | None, int], bytes] | None:
                 raise WebError("BadEncoding", f"the {encoding} stream is cut off", transient=True)
             return b""
         try:
-            return stream.decompress(piece, most)
+            out = stream.decompress(piece, most)
         except zlib.error as error:
-            raise WebError("BadEncoding", f"no valid {encoding}: {error}") from None
+            raise WebError("BadEncoding", f"no valid {encoding}", str(error)) from None
+        if stream.unused_data:
+            raise WebError("BadEncoding", f"bytes follow the end of the {encoding} stream")
+        return out
 
     return unpack
 
@@ -93,20 +112,24 @@ def named(error: Exception, over: float | None) -> WebError:
     cause: Any = getattr(error, "os_error", None)
     if isinstance(error, TimeoutError):
         if over is not None:
-            return WebError("Timeout", f"not done after {over:g} s", transient=True)
+            return WebError("Timeout", "not done within timeout", f"{over:g} s", transient=True)
         connecting = isinstance(error, aiohttp.ConnectionTimeoutError)
         what = "no connection within connect_timeout" if connecting else "the server was silent for read_timeout"
         return WebError("Timeout", what, transient=True)
     if isinstance(cause, PrivateAddress):
         return WebError("PrivateAddress", f"{cause}; allow_private names exceptions")
     if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return WebError("NoSuchHost", str(cause), transient=cause.errno not in _NO_SUCH_HOST)
+        return WebError(
+            "NoSuchHost", "no address for this host", str(cause), transient=cause.errno not in _NO_SUCH_HOST
+        )
     if isinstance(error, aiohttp.ClientSSLError):
-        return WebError("BadCertificate", str(error))
+        return WebError("BadCertificate", "its certificate is not accepted", str(error))
     if isinstance(error, ValueError):
-        return WebError("BadUrl", str(error))
+        return WebError("BadUrl", "no valid URL")
     if isinstance(error, aiohttp.ClientResponseError):
-        return WebError("BadResponse", f"this is no HTTP: {error.message.partition(chr(10))[0]}"[:300])
+        return WebError("BadResponse", "this is no HTTP")  # aiohttp's words quote what came
     if isinstance(error, aiohttp.ClientError | OSError):
-        return WebError("ConnectError", str(error) or type(error).__name__, transient=True)
-    return WebError(type(error).__name__, str(error))
+        return WebError(
+            "ConnectError", "no connection, or one that broke", str(error) or type(error).__name__, transient=True
+        )
+    return WebError(type(error).__name__, "an unexpected error")

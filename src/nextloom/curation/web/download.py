@@ -106,7 +106,7 @@ async def _fetch(client: Client, url: str) -> dict[str, Any] | RowFailure:
             "attempts": visit.attempts,
             "final_url": visit.final_url,
         }
-        return RowFailure(error.kind, str(error), transient=error.transient, values=values)
+        return RowFailure(error.kind, str(error), detail=error.detail, transient=error.transient, values=values)
     assert visit.body is not None
     return {
         "bytes": visit.body,

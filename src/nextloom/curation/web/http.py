@@ -22,6 +22,7 @@ from pydantic import Field, model_validator
 from nextloom.curation.web.addresses import Allowed, Guard
 from nextloom.curation.web.answer import WebError, bad_status, named, robots, unpacker
 from nextloom.op import Execution
+from nextloom.untrusted import bare
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
@@ -165,18 +166,20 @@ class Client:
             if target is None:
                 return
             url = self._checked(target, url)
-        raise WebError("TooManyRedirects", f"more than {self._limits.max_redirects} redirects")
+        raise WebError("TooManyRedirects", "more redirects than max_redirects", f"{self._limits.max_redirects}")
 
     def _checked(self, text: str, base: URL | None = None) -> URL:
         from yarl import URL
 
         try:
             url = URL(text) if base is None else base.join(URL(text))
-        except ValueError as error:
-            raise WebError("BadUrl", f"{text[:200]!r}: {error}") from None
+        except ValueError:
+            raise WebError("BadUrl", "no valid URL", _shown(text)) from None
         if url.scheme not in self._limits.schemes or not url.host:
             allowed = " or ".join(self._limits.schemes)
-            raise WebError("BadUrl", f"{text[:200]!r} is no {allowed} URL")
+            raise WebError("BadUrl", f"no {allowed} URL", _shown(text))
+        if url.raw_user is not None or url.raw_password is not None:
+            raise WebError("BadUrl", "the URL holds a user name or a password", _shown(text))
         return url
 
     async def _hop(self, url: URL, visit: Visit) -> str | None:
@@ -217,19 +220,25 @@ class Client:
         import aiohttp
 
         most, length = self._limits.max_bytes, answer.content_length
-        too_large = WebError("TooLarge", f"more than {most:,} bytes")
+        too_large = WebError("TooLarge", "larger than max_bytes", f"more than {most:,} bytes")
         if length is not None and length > most:
-            raise WebError("TooLarge", f"{length:,} bytes are announced, max_bytes is {most:,}")
+            raise WebError("TooLarge", "larger than max_bytes", f"{length:,} bytes are announced, {most:,} are taken")
         unpack = unpacker(answer.headers.get("Content-Encoding", ""))
-        body = bytearray()
+        body, came = bytearray(), 0
         try:
             async for piece in answer.content.iter_any():
+                came += len(piece)
                 body += unpack(piece, most + 1 - len(body)) if unpack else piece
-                if len(body) > most:
+                if len(body) > most or came > most:
                     raise too_large
         except aiohttp.ClientPayloadError:
             announced = f"{length:,} bytes are announced" if length is not None else "the last chunk never came"
-            raise WebError("WrongLength", f"the body ends early: {announced}", transient=True) from None
+            raise WebError("WrongLength", "the body ends early", announced, transient=True) from None
         if unpack:
             unpack(None, 0)
         return bytes(body)
+
+
+def _shown(url: str) -> str:
+    """A URL as it may be told: cut, and without a user name, a password and a query."""
+    return repr(bare(url if "://" in url else url.rpartition("@")[2])[:200])

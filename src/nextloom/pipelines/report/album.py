@@ -67,7 +67,7 @@ class Album:
             names = [name for name in _PLACE if name in schema.names]
             for row in pick(table, ids, names, schema).to_pylist():
                 self._rows[self._slots[domain, row["id"]]] = row
-        content, spent = Content(), 0
+        content, spent = Content(self._planner.recipe.source.door()), 0
         for (domain, _), slot in sorted(asked[:MOST], key=lambda item: (item[1] in self._spare, item[0])):
             picture = self._picture(domain, self._rows.get(slot), content)
             if picture is not None and spent + len(picture) <= MOST_BYTES:

@@ -17,6 +17,7 @@ from nextloom import pixels
 from nextloom.content import Content, ContentError
 from nextloom.errors import UserError
 from nextloom.store.release import Release
+from nextloom.untrusted import NotAllowed
 
 HELD = 64
 """Pictures of a column that lie in memory at once."""
@@ -42,14 +43,14 @@ def originals(release: Release, ids: np.ndarray | None = None) -> Iterator[Origi
     """
     rows = release.rows(ids).to_pylist()
     bringing = next(((step, c["content"]) for step, c in release.columns.items() if c.get("content")), None)
-    content = _Brought(release, *bringing, [row["id"] for row in rows]) if bringing else Content()
+    content = _Brought(release, *bringing, [row["id"] for row in rows]) if bringing else Content(release.door)
     for row in rows:
         try:
             raw, size = content.fetch(row), row.get("size")
             if size and not bringing and size != len(raw):
                 raise pixels.PictureError(f"it has {len(raw):,} bytes, {size:,} when it was listed")
             rgb = pixels.decode(raw, row.get("frame") or 0)
-        except (OSError, ContentError, pixels.PictureError) as error:
+        except (OSError, ContentError, NotAllowed, pixels.PictureError) as error:
             raise UserError(
                 f"{row['key']} of release {release.name} gives no picture any more: {error}",
                 where=row["uri"],
