@@ -109,12 +109,13 @@ def vacuum(
     wanted = wanted_fingerprints(loaded, dataset)
     with dataset.lease(f"nextloom vacuum {recipe}"):
         garbage = find_garbage(dataset, wanted, older_than)
-        if delete:
-            remove(dataset, garbage)
+        deleted = set(remove(dataset, garbage)) if delete else None
     for table in garbage:
         print(f"{table.table}: {len(table.files):,} files, {table.size:,} bytes")
-    count, size = sum(len(t.files) for t in garbage), sum(t.size for t in garbage)
-    print(f"{count:,} files, {size:,} bytes {'deleted' if delete else 'can go; --delete deletes them'}")
+        for path in table.files:
+            print(f"  {path}{'' if deleted is None or path in deleted else '  (left: it was replaced meanwhile)'}")
+    going = [t.files[p][1] for t in garbage for p in t.files if deleted is None or p in deleted]
+    print(f"{len(going):,} files, {sum(going):,} bytes {'deleted' if delete else 'can go; --delete deletes them'}")
 
 
 @app.command()
@@ -128,3 +129,27 @@ def pack(recipe: RecipeArg, root: Root = DEFAULT_ROOT, sets: Sets = None) -> Non
         for name, op in loaded.packs.items():
             result = write_plan(dataset, name, op, open_release(dataset.uri, op.release))
             print(f"{name}: {result.state}, " + ", ".join(f"{k} {v:,}" for k, v in result.counts.items()))
+
+
+@app.command()
+def unlock(
+    recipe: RecipeArg,
+    root: Root = DEFAULT_ROOT,
+    sets: Sets = None,
+    yes: Annotated[bool, typer.Option("--yes", help="no other writer is at work: take the lease from it")] = False,
+) -> None:
+    """Take the lease from a writer that cannot be asked: a machine that is gone, a lease that cannot be read."""
+    from nextloom.store.lease import describe_holder
+    from nextloom.store.lease import unlock as take
+    from nextloom.store.vacuum import all_tables
+
+    _, dataset = load(recipe, root, sets)
+    had = describe_holder(dataset.documents)
+    if had and not yes:
+        raise UserError(
+            f"the lease is held by {had}",
+            where=dataset.uri,
+            next="make sure that it does not write any more, then nextloom unlock RECIPE --yes",
+        )
+    take(dataset.documents, max((dataset.table(table).epoch() for table in all_tables(dataset)), default=0))
+    print(f"{dataset.name}: the lease is free{f'; it was held by {had}' if had else ''}")

@@ -7,12 +7,14 @@ and the source's listing, no rows.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
+from nextloom.errors import Damaged
 from nextloom.pipelines.plan import wanted_fingerprints
 from nextloom.pipelines.recipe import Graph, Recipe
 from nextloom.store.dataset import Dataset
-from nextloom.store.lease import holder, is_dead
+from nextloom.store.lease import describe_holder, holder
 
 
 def dataset_status(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
@@ -51,9 +53,11 @@ def dataset_status(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
 
 
 def _writer(dataset: Dataset) -> str | None:
-    """Who holds the lease; None when nobody does, or its holder died."""
-    lease = holder(dataset.documents)
-    if not lease or lease["released"] or is_dead(lease):
+    """Who holds the lease and was seen when; None when nobody does, or its holder died."""
+    told = describe_holder(dataset.documents)
+    if not told:
         return None
-    age = time.time() - lease["beat"]
-    return f"process {lease['pid']} on {lease['host'].partition('/')[0]}: {lease['purpose']}, seen {age:.0f} s ago"
+    with suppress(Damaged):
+        if lease := holder(dataset.documents):
+            told += f", seen {time.time() - lease['beat']:.0f} s ago"
+    return told

@@ -15,6 +15,7 @@ from nextloom.io import join
 from nextloom.op import CHILD_BITS, MAX_CHILDREN, digest
 from nextloom.store.dataset import Dataset
 from nextloom.store.files import File, read_files, read_ids, windows
+from nextloom.store.records import as_files
 from nextloom.store.table import Table
 
 Range = tuple[int, int]
@@ -78,9 +79,9 @@ class RowSet:
     @classmethod
     def from_dict(cls, dataset_uri: str, spec: Mapping[str, Any]) -> RowSet:
         """The row set that `as_dict` wrote."""
-        files = tuple(File(**item) for item in spec["files"])
         parents = cls.from_dict(dataset_uri, spec["parents"]) if spec.get("parents") else None
         gone = np.array(spec["gone"], np.int64)
+        files = as_files(spec["files"])
         return cls(join(dataset_uri, spec["table"]), files, spec["digest"], spec["kind"], gone, parents)
 
 
