@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 
 from nextloom.errors import UserError
+from nextloom.printable import printable, redacted
 
 TRACEBACK = "NEXTLOOM_TRACEBACK"
 """Environment variable: set to 1, an error that nobody foresaw is shown with its traceback."""
@@ -44,9 +45,18 @@ SYSTEM = {
 """errno -> (what, next)."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NUMBER = re.compile(r"(?:os error |\[?errno )(\d+)", re.IGNORECASE)
-PATH = re.compile(r"(?:file://|['\"(\s])(/[^'\"\s,:;)\]]+)")
-USERINFO = re.compile(r"([a-z][a-z0-9+.-]*://)[^/@\s]*@", re.IGNORECASE)
+PATH = re.compile(r"(?:file://|['\"(\s]|^)(/[^'\"\s,:;)\]]+)")
 QUERY = re.compile(r"([?&][^=\s&]*=)[^&\s'\")]+")
+"""Of an address: what its options are set to is nobody's business."""
+CLASSES = {
+    FileNotFoundError: errno.ENOENT,
+    NotADirectoryError: errno.ENOTDIR,
+    IsADirectoryError: errno.EISDIR,
+    PermissionError: errno.EACCES,
+    FileExistsError: errno.EEXIST,
+    MemoryError: errno.ENOMEM,
+}
+"""Errors without a number, as libraries raise them."""
 STORE = {
     "PermissionDeniedError": ("the store denies access", "check your rights there and the credentials"),
     "UnauthenticatedError": ("the store does not accept the credentials", "set the credentials of the store"),
@@ -88,8 +98,8 @@ def _system(error: BaseException) -> UserError | None:
     text = str(error)
     if number is None and (found := NUMBER.search(text)):
         number = int(found[1])
-    if number is None and isinstance(error, MemoryError):
-        number = errno.ENOMEM
+    if number is None:
+        number = next((code for kind, code in CLASSES.items() if isinstance(error, kind)), None)
     if number in FULL:
         place = _place(error, text)
         return UserError(f"disk full: {_free(place)}", where=place, next="make room, then " + RERUN)
@@ -110,7 +120,9 @@ def _named(error: BaseException) -> UserError | None:
         hint = "fetch or make the file again; nextloom plan RECIPE says how"
         return UserError(f"the weights cannot be read, the file is cut or damaged: {first}", where=place, next=hint)
     if name in ("DeltaError", "TableNotFoundError", "DeltaProtocolError", "CommitFailedError", "SchemaMismatchError"):
-        return UserError(f"a table's log: {first}", where=place, next="nextloom verify RECIPE --all")
+        return UserError(
+            f"a table's log: {first.removeprefix('Kernel error: ')}", where=place, next="nextloom verify RECIPE --all"
+        )
     if module.startswith("pyarrow"):
         hint = "nextloom verify RECIPE --all says whether a file of the dataset is damaged"
         return UserError(f"a file cannot be read: {first}", where=place, next=hint)
@@ -177,6 +189,5 @@ def _free(place: str | None) -> str:
 
 
 def _clean(text: str) -> str:
-    """Without secrets of URLs and control characters."""
-    shown = QUERY.sub(r"\1...", USERINFO.sub(r"\1...@", text))
-    return "".join(c if c.isprintable() else "?" for c in shown)
+    """Without secrets and control characters."""
+    return printable(QUERY.sub(r"\1...", redacted(text)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -43,6 +44,9 @@ To = Annotated[str | None, typer.Option("--to", metavar="STEP", help="only this 
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 Address = Annotated[str | None, typer.Option("--address", help="a running Ray cluster; default: local")]
 Retry = Annotated[bool, typer.Option("--retry-errors", help="do failed rows again")]
+AllowShrink = Annotated[
+    bool, typer.Option("--allow-shrink", help="publish a release also with less than half of its rows")
+]
 INTERRUPTED = 130
 _asked = ""
 """The recipe of this process and its options, as typed."""
@@ -102,10 +106,12 @@ def call(command: typer.Typer) -> None:
 def tell(error: BaseException) -> None:
     """Print what went wrong, where, why, and the next command for the recipe that was asked about."""
     told = explain(error)
-    if told is None or (os.environ.get(TRACEBACK) == "1" and not isinstance(error, UserError)):
-        if os.environ.get(TRACEBACK) == "1":
-            traceback.print_exception(error)
-        print(f"error: {told or unforeseen(error)}", file=sys.stderr)
-        return
-    hint = told.next and told.next.replace(" RECIPE", f" {_asked}") if _asked else told.next
-    print(f"error: {UserError(told.what, where=told.where, next=hint)}", file=sys.stderr)
+    if os.environ.get(TRACEBACK) == "1" and not isinstance(error, UserError):
+        print(printable(redacted("".join(traceback.format_exception(error))), lines=True), file=sys.stderr)
+    text = named(str(told)) if told else unforeseen(error)
+    print(f"error: {printable(redacted(text), lines=True)}", file=sys.stderr)
+
+
+def named(text: str) -> str:
+    """`text` with the recipe that this process was asked about, and its options, in the commands it names."""
+    return re.sub(r"(nextloom \w+ )RECIPE\b", lambda found: found[1] + _asked, text) if _asked else text

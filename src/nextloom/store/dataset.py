@@ -6,6 +6,7 @@
     <dataset>/receipts/<step>.json         what a finished step was computed from; of `source`, the units listed
     <dataset>/releases/<name>-NNNN.json    immutable manifests with their own file lists
     <dataset>/broken/<name>-NNNN.json      releases whose files were found damaged
+    <dataset>/copies/                      second copies of rows, tombstones and releases
     <dataset>/lease/N.json                 the one writer
 
 A fingerprint has a table of its own, since another fingerprint may have another schema; the old one stays
@@ -25,10 +26,12 @@ from nextloom.documents import Folder
 from nextloom.errors import Damaged
 from nextloom.inside import parts_of, refuse_links
 from nextloom.io import is_uri, join
+from nextloom.store.copies import COPIES, KeptTable
 from nextloom.store.files import read_files
 from nextloom.store.lease import Lease
+from nextloom.store.log import LOG
 from nextloom.store.records import check_receipt
-from nextloom.store.table import LOG, Table
+from nextloom.store.table import Table
 
 log = logging.getLogger(__name__)
 ITEM = pa.schema(
@@ -48,6 +51,8 @@ ITEM = pa.schema(
 version that changes when they (or sidecars) do, and what the source says about them."""
 ROWS = pa.schema([("id", pa.int64()), *ITEM])
 GONE = pa.schema([("id", pa.int64())])
+KEPT = {"rows": ROWS, "gone": GONE}
+"""Tables with a second copy, and their schemas."""
 
 
 class Dataset:
@@ -84,7 +89,12 @@ class Dataset:
         if not is_uri(self.uri):
             above, _, name = self.uri.rstrip("/").rpartition("/")
             refuse_links(above or "/", name, *parts, LOG)
-        return Table(join(self.uri, path), self.guard, self._seen if self._lease else None)
+        seen = self._seen if self._lease else None
+        if path not in KEPT:
+            return Table(join(self.uri, path), self.guard, seen)
+        if not is_uri(self.uri):
+            refuse_links(self.uri, COPIES, path)
+        return KeptTable(self.uri, path, self.guard, seen)
 
     @property
     def rows(self) -> Table:

@@ -174,6 +174,21 @@ def file_problem(table_uri: str, file: File) -> str:
     return "" if _digest(raw) == named[1] else "does not hold the bytes that were written"
 
 
+def stored_file(table_uri: str, name: str) -> File:
+    """What a log has to say of a file, read out of the file itself.
+
+    Raises:
+        OSError, pa.ArrowException: it is lost or no Parquet file.
+    """
+    raw = get_file(table_uri, name)
+    reader = pq.ParquetFile(pa.BufferReader(raw))
+    with_errors = "error" in reader.schema_arrow.names
+    data = reader.read(columns=["id", "error"] if with_errors else ["id"])
+    ids = data["id"].to_numpy()
+    errors = data.num_rows - data["error"].null_count if with_errors else 0
+    return File(name, len(raw), data.num_rows, errors, int(ids.min()), int(ids.max()))
+
+
 def repair_command(table_uri: str) -> str:
     """The next command when a file or the log of this table is damaged."""
     kind, name = table_uri.rstrip("/").split("/")[-3:-1]
@@ -236,6 +251,14 @@ def take_ids(table_uri: str, files: Iterable[File], ids: np.ndarray, columns: Se
     if not found.all():
         raise LookupError(f"{int((~found).sum())} of {len(wanted)} ids are absent, the first is {wanted[~found][0]}")
     return data if len(at) == len(have) and (at[1:] > at[:-1]).all() else data.take(pa.array(at))
+
+
+def pick_ids(table_uri: str, file: File, wanted: np.ndarray, columns: Sequence[str]) -> pa.Table:
+    """Those rows of `wanted` (sorted, unique) that one file holds, sorted by id."""
+    try:
+        return _read_sparse(table_uri, [file], wanted, columns)
+    except LookupError:
+        return read_files(table_uri, [file], columns).slice(0, 0)
 
 
 def _read_sparse(table_uri: str, files: Sequence[File], wanted: np.ndarray, columns: Sequence[str] | None) -> pa.Table:

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,11 @@ from nextloom.io import is_uri
 from nextloom.op import digest
 
 LOG = "_delta_log"
+LOG_NAME = re.compile(
+    r"^(\.?_last_checkpoint|\d{20}\.(json|crc|checkpoint\.parquet)|\d{20}\.checkpoint\.\d{10}\.\d{10}\.parquet"
+    r"|_commit_[0-9a-f-]{36}\.json\.tmp|\d{20}\.json#\d+)$"
+)
+"""Names of the files that Delta writes into a log."""
 ENTRY = re.compile(r"^(\d{20})\.json$")
 
 
@@ -41,7 +47,12 @@ def log_problem(uri: str) -> str:
             return f"lacks entry {number:020d}.json"
         if not size:
             return f"has an empty entry {name}"
-    return "" if entries else "has no entries"
+    return ""
+
+
+def has_entries(uri: str) -> bool:
+    """Whether a local table has any log entry; a kill may leave an empty folder behind."""
+    return bool(_entries(uri))
 
 
 def entries_problems(uri: str) -> Iterator[tuple[str, str]]:
@@ -55,6 +66,17 @@ def entries_problems(uri: str) -> Iterator[tuple[str, str]]:
                 yield name, problem
         except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
             yield name, "is not valid JSON"
+
+
+def named_files(uri: str) -> set[str]:
+    """Paths that the readable entries of a log add and do not remove; local tables only."""
+    names: set[str] = set()
+    for entry in [] if is_uri(uri) else sorted(_entries(uri)):
+        with suppress(ValueError, AttributeError, KeyError, TypeError, RecursionError, OSError):
+            for line in map(json.loads, Path(uri, LOG, entry).read_bytes().splitlines()):
+                names |= {line["add"]["path"]} if "add" in line else set()
+                names -= {line["remove"]["path"]} if "remove" in line else set()
+    return names
 
 
 def _entry_problem(lines: list[Any], first: bool) -> str:

@@ -25,6 +25,7 @@ STEP_FIELDS = {
     "inputs": OR_NONE,
     "result": OR_NONE,
     "files": TEXT,
+    "commit": (int,),
     "counts": (dict,),
     "errors": (int,),
 }
@@ -82,6 +83,18 @@ def check_manifest(document: Any, where: str, name: str) -> dict[str, Any]:
     return document
 
 
+def check_copies(document: Any, where: str) -> tuple[int, tuple[File, ...]]:
+    """Version and files that the second copy of a table names.
+
+    Raises:
+        Damaged: it is no such document.
+    """
+    problem = _fields(document, {"version": (int,), "files": (list,)}) or _listed(document["files"])
+    if problem:
+        raise Damaged(f"is no list of copies: {problem}", where=where, next="nextloom rebuild RECIPE source")
+    return document["version"], as_files(document["files"])
+
+
 def as_files(items: Any) -> tuple[File, ...]:
     """The file list of a manifest."""
     return tuple(File(**item) for item in items)
@@ -103,9 +116,14 @@ def _table(spec: Any, fields: Mapping[str, tuple], where: str) -> str:
         parts_of(spec["table"])
     except Damaged as damage:
         return f"{where}: {damage.what}"
-    for item in spec["files"]:
+    problem = _listed(spec["files"])
+    return f"{where}: {problem}" if problem else ""
+
+
+def _listed(files: list) -> str:
+    for item in files:
         if _fields(item, FILE_FIELDS) or len(item) != len(FILE_FIELDS) or not FILE_NAME.match(item["path"]):
-            return f"{where}: lists {str(item)[:80]}, which is no file of ours"
+            return f"lists {str(item)[:80]}, which is no file of ours"
     return ""
 
 

@@ -24,7 +24,7 @@ from nextloom.store.files import File, take_ids
 from nextloom.store.records import as_files, check_manifest
 from nextloom.store.rowset import RowSet
 
-VERSION = re.compile(r"^releases/((.+)-(\d{4,9}))\.json$")
+VERSION = re.compile(r"^[a-z]+/((.+)-(\d{4,9}))\.json$")
 COPIES = "copies/releases"
 """Where the second copy of each manifest lies."""
 
@@ -102,7 +102,8 @@ def publish(dataset: Dataset, name: str, content: Mapping[str, Any]) -> tuple[Re
     Returns:
         The release, and whether it is new.
     """
-    version = max((number for _, number in versions(dataset.documents, name)), default=0)
+    taken = [*versions(dataset.documents, name), *versions(dataset.documents, name, "broken")]
+    version = max((number for _, number in taken), default=0)
     try:
         newest = latest(dataset.uri, name)
     except Damaged:
@@ -128,10 +129,13 @@ def is_broken(dataset: Dataset, release: Release) -> bool:
     return f"broken/{release.name}.json" in dataset.documents.names("broken")
 
 
-def versions(folder: Folder, name: str | None = None) -> list[tuple[str, int]]:
+def versions(folder: Folder, name: str | None = None, place: str = "releases") -> list[tuple[str, int]]:
     """(``name-0003``, 3) of every manifest there is, or of those of release `name`; by name, then number."""
-    found = [match for entry in folder.names("releases") if (match := VERSION.match(entry))]
-    return sorted(((m[1], int(m[3])) for m in found if name in (None, m[2])), key=lambda each: (each[0][:-4], each[1]))
+    found = [match for entry in folder.names(place) if (match := VERSION.match(entry))]
+    return sorted(
+        ((m[1], int(m[3])) for m in found if name in (None, m[2])),
+        key=lambda each: (each[0].rpartition("-")[0], each[1]),
+    )
 
 
 def latest(dataset_uri: str, name: str) -> Release | None:
@@ -144,13 +148,13 @@ def latest(dataset_uri: str, name: str) -> Release | None:
     return read_release(dataset_uri, max(found, key=lambda each: each[1])[0]) if found else None
 
 
-def read_release(dataset_uri: str, name: str) -> Release | None:
-    """Release ``name-0003``, or None when there is none.
+def read_release(dataset_uri: str, name: str, place: str = "releases") -> Release | None:
+    """Release ``name-0003``, or None when there is none; `place` may be that of the second copies.
 
     Raises:
         Damaged: its manifest cannot be read.
     """
-    folder, where = Folder(dataset_uri), f"releases/{name}.json"
+    folder, where = Folder(dataset_uri), f"{place}/{name}.json"
     try:
         document = folder.read(where)
     except Damaged as damage:

@@ -5,7 +5,7 @@ Work to do is one subtraction, ``wanted - present``: it is resume, growth, and "
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,7 +24,12 @@ NONE = np.empty(0, np.int64)
 
 def files_digest(files: Sequence[File]) -> str:
     """Identity of a table's content by its file names: known from the log, no row is read."""
-    return digest(sorted(f.path for f in files))
+    return names_digest(file.path for file in files)
+
+
+def names_digest(names: Iterable[str]) -> str:
+    """The same by names alone."""
+    return digest(sorted(names))
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,9 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from nextloom.errors import Damaged, UserError
 from nextloom.io import is_uri
+from nextloom.problems import one_line
 from nextloom.store.files import FILE_NAME, File, repair_command
-from nextloom.store.log import LOG, actions_digest, log_problem
+from nextloom.store.log import LOG, actions_digest, entries_problems, has_entries, log_problem
 
 KEEP_LOG = {"delta.enableExpiredLogCleanup": "false", "delta.logRetentionDuration": "interval 36500 days"}
 WRITER = "nextloom"
@@ -61,9 +62,7 @@ class Table:
 
     def exists(self) -> bool:
         """True once something was committed."""
-        if not is_uri(self.uri) and not Path(self.uri, LOG).is_dir():
-            return False
-        return DeltaTable.is_deltatable(self.uri) or not is_uri(self.uri)
+        return DeltaTable.is_deltatable(self.uri) if is_uri(self.uri) else has_entries(self.uri)
 
     def files(self) -> list[File]:
         """Files of the newest version, sorted by id; [] for a table that does not exist yet.
@@ -71,9 +70,13 @@ class Table:
         Raises:
             Damaged: the log cannot be read, or names files that are none of ours.
         """
+        return self.snapshot()[1]
+
+    def snapshot(self) -> tuple[int, list[File]]:
+        """Number of the newest commit, -1 before the first, and its files as in `files`."""
         if not self.exists():
             self._note(-1)
-            return []
+            return -1, []
         table = self._open()
         self._note(table.version())
         actions = pa.table(table.get_add_actions(flatten=True))
@@ -81,7 +84,7 @@ class Table:
         errors = "null_count.error.type"
         columns = ["path", "size_bytes", "num_records", "min.id", "max.id"] + ([errors] if errors in names else [])
         if not actions.num_rows:
-            return []
+            return table.version(), []
         if missing := set(columns) - names:
             raise self._damaged(f"has no {min(missing)} of its files")
         out = []
@@ -90,11 +93,21 @@ class Table:
                 raise self._damaged(f"names {row['path'][:100]!r}, which no writer of ours does")
             failed = row["num_records"] - (row[errors] if errors in row else row["num_records"])
             out.append(File(row["path"], row["size_bytes"], row["num_records"], failed, row["min.id"], row["max.id"]))
-        return sorted(out, key=lambda f: (f.min_id, f.path))
+        return table.version(), sorted(out, key=lambda f: (f.min_id, f.path))
+
+    def forget(self) -> None:
+        """Forget the version that this writer goes by: its log is written anew."""
+        if self._seen is not None:
+            self._seen.pop(self.uri, None)
 
     def version(self) -> int:
         """Number of the newest commit; -1 before the first."""
         return self._open().version() if self.exists() else -1
+
+    def require(self, version: int) -> None:
+        """Raise `Damaged` when commit `version`, which somebody saw, is not in the log any more."""
+        if (newest := self.version()) < version:
+            raise self._damaged(f"ends at entry {newest}, entry {version} was committed")
 
     def epoch(self) -> int:
         """The latest epoch of the lease under which something was committed; 0 before the first."""
@@ -167,7 +180,9 @@ class Table:
         except OSError:
             raise
         except Exception as error:
-            raise self._damaged(f"cannot be read: {str(error).partition(chr(10))[0][:120]}") from None
+            entry = next((f"{name} {what}" for name, what in entries_problems(self.uri)), "")
+            told = one_line(error).removeprefix("Kernel error: ")
+            raise self._damaged(f"cannot be read: {entry or told}") from None
 
     def _damaged(self, what: str) -> Damaged:
         return Damaged(f"the log of this table {what}", where=f"{self.uri}/{LOG}", next=repair_command(self.uri))

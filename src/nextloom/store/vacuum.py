@@ -17,7 +17,6 @@ what it names is not known, and nothing is deleted.
 from __future__ import annotations
 
 import os
-import re
 import stat
 import time
 from collections.abc import Iterator, Mapping
@@ -28,18 +27,14 @@ import pyarrow.fs as pafs
 
 from nextloom.inside import folder
 from nextloom.io import filesystem, is_uri, join
+from nextloom.store.copies import COPIES
 from nextloom.store.dataset import Dataset
 from nextloom.store.files import FILE_NAME
-from nextloom.store.log import LOG
+from nextloom.store.log import LOG, LOG_NAME
 from nextloom.store.release import all_releases
 
-TABLES = {"rows": 0, "gone": 0, "columns": 2, "packs": 2}
+TABLES = {"rows": 0, "gone": 0, "columns": 2, "packs": 2, COPIES: 1}
 """Folder -> how many folders deep its tables lie."""
-LOG_NAME = re.compile(
-    r"^(\.?_last_checkpoint|\d{20}\.(json|crc|checkpoint\.parquet)|\d{20}\.checkpoint\.\d{10}\.\d{10}\.parquet"
-    r"|_commit_[0-9a-f-]{36}\.json\.tmp|\d{20}\.json#\d+)$"
-)
-"""Names of the files that Delta writes into a log."""
 Stamp = tuple[int, int, int]
 """Inode, size and time of a file's last change: another file under the same name has another."""
 
@@ -76,6 +71,7 @@ def find_garbage(dataset: Dataset, wanted: Mapping[str, str], older_than: float 
     named = released_files(dataset)
     for table in live:
         named |= {f"{table}/{file.path}" for file in dataset.table(table).files()}
+    named |= {f"{COPIES}/{path}" for path in named if path.startswith(("rows/", "gone/"))}
     limit = time.time() - older_than * 3600
     found: dict[str, dict[str, Stamp]] = {}
     young: set[str] = set()
@@ -89,7 +85,8 @@ def find_garbage(dataset: Dataset, wanted: Mapping[str, str], older_than: float 
             found.setdefault(table, {})[path] = stamp
     out = []
     for table, files in sorted(found.items()):
-        dead = table not in live and not any(name.startswith(f"{table}/") for name in named)
+        unnamed = not any(name.startswith(f"{table}/") for name in named)
+        dead = unnamed and table not in live and not table.startswith(f"{COPIES}/")
         if not dead or table not in young:  # half a log would be no table
             out.append(Garbage(table, dead, dict(sorted(files.items()))))
     return out
@@ -131,14 +128,15 @@ def our_files(dataset: Dataset) -> Iterator[tuple[str, Stamp]]:
 
 def all_tables(dataset: Dataset) -> list[str]:
     """Every table that has a file or a log entry, by its path below the dataset."""
-    return sorted({_table_of(path) for path, _ in our_files(dataset)})
+    found = {_table_of(path) for path, _ in our_files(dataset)}
+    return sorted(table for table in found if not table.startswith(f"{COPIES}/"))
 
 
 def is_ours(path: str) -> bool:
     """Whether `path` below a dataset is one that a table's files or log have."""
     kind, *folders, name = path.split("/")
     depth = TABLES.get(kind, -1)
-    if folders[depth:] == [LOG]:
+    if folders[depth:] == [LOG] and kind != COPIES:
         return LOG_NAME.match(name) is not None
     return len(folders) == depth and FILE_NAME.match(name) is not None
 

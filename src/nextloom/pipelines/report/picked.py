@@ -7,10 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as pads
 
-from nextloom.io import filesystem, join
 from nextloom.op import CHILDREN, Expand
 from nextloom.pipelines.plan import Planner
 from nextloom.pipelines.recipe import SOURCE
@@ -41,13 +38,11 @@ def pick(table: Table, ids: np.ndarray, columns: list[str], schema: pa.Schema) -
     """
     names = ["id", *(name for name in columns if name != "id")]
     wanted = np.sort(np.asarray(ids, np.int64))
-    system, base = filesystem(table.uri)
     parts = [schema.empty_table().select(names)]
     for file in table.files():
         mine = wanted[np.searchsorted(wanted, file.min_id) : np.searchsorted(wanted, file.max_id, side="right")]
         if len(mine):
-            data = pads.dataset(join(base, file.path), format="parquet", filesystem=system)
-            parts.append(data.to_table(columns=names, filter=pc.field("id").isin(pa.array(mine))))
+            parts.append(pick_ids(table.uri, file, mine, names))
     return pa.concat_tables(parts, promote_options="permissive").sort_by("id")
 
 
