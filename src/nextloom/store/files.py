@@ -241,7 +241,7 @@ def take_ids(table_uri: str, files: Iterable[File], ids: np.ndarray, columns: Se
     low, high = int(wanted.min()), int(wanted.max())
     chosen = [f for f in files if f.min_id <= high and f.max_id >= low]
     if len(wanted) * SPARSE < sum(f.rows for f in chosen):
-        data = _read_sparse(table_uri, chosen, np.unique(wanted), names)
+        data = read_sparse(table_uri, chosen, np.unique(wanted), names)
     else:
         data = read_files(table_uri, chosen, names, low=low, high=high)
     have = data["id"].to_numpy()
@@ -253,16 +253,12 @@ def take_ids(table_uri: str, files: Iterable[File], ids: np.ndarray, columns: Se
     return data if len(at) == len(have) and (at[1:] > at[:-1]).all() else data.take(pa.array(at))
 
 
-def pick_ids(table_uri: str, file: File, wanted: np.ndarray, columns: Sequence[str]) -> pa.Table:
-    """Those rows of `wanted` (sorted, unique) that one file holds, sorted by id."""
-    try:
-        return _read_sparse(table_uri, [file], wanted, columns)
-    except LookupError:
-        return read_files(table_uri, [file], columns).slice(0, 0)
+def read_sparse(table_uri: str, files: Sequence[File], wanted: np.ndarray, columns: Sequence[str] | None) -> pa.Table:
+    """The rows of `wanted` (sorted, unique) that `files` hold, sorted by id; one row group is in memory at a time.
 
-
-def _read_sparse(table_uri: str, files: Sequence[File], wanted: np.ndarray, columns: Sequence[str] | None) -> pa.Table:
-    """The rows of `wanted` (sorted, unique) that `files` hold, sorted by id; one row group is in memory at a time."""
+    Raises:
+        LookupError: none is there.
+    """
     parts: list[pa.Table] = []
     system, base = filesystem(table_uri)
     for file in files:

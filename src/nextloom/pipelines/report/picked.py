@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ from nextloom.op import CHILDREN, Expand
 from nextloom.pipelines.plan import Planner
 from nextloom.pipelines.recipe import SOURCE
 from nextloom.store.dataset import ROWS
-from nextloom.store.files import windows
+from nextloom.store.files import read_sparse, windows
 from nextloom.store.table import Table
 
 SPAN_ROWS = 250_000
@@ -42,7 +43,8 @@ def pick(table: Table, ids: np.ndarray, columns: list[str], schema: pa.Schema) -
     for file in table.files():
         mine = wanted[np.searchsorted(wanted, file.min_id) : np.searchsorted(wanted, file.max_id, side="right")]
         if len(mine):
-            parts.append(pick_ids(table.uri, file, mine, names))
+            with suppress(LookupError):
+                parts.append(read_sparse(table.uri, [file], mine, names))
     return pa.concat_tables(parts, promote_options="permissive").sort_by("id")
 
 
