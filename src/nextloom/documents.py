@@ -22,6 +22,8 @@ from nextloom.io import is_uri, join
 
 LIMIT = 2**28
 """Bytes of a document; a manifest of a release may have 16 times as many."""
+BROKEN = (ValueError, RecursionError)
+"""What bytes that are no JSON document raise; nesting without end among them."""
 DRAFT = re.compile(r"^\.[A-Za-z0-9_.-]+\.json\.[0-9a-f]{32}$")
 """Name of a document that is being written; a kill leaves it behind."""
 
@@ -46,7 +48,7 @@ class Folder:
             return None
         try:
             return json.loads(raw)
-        except (ValueError, RecursionError) as error:
+        except BROKEN as error:
             what = "is empty" if not raw.strip(b"\0 \n") else f"is not valid JSON: {str(error)[:200]}"
             raise Damaged(what, where=where, next="nextloom verify RECIPE --all") from None
 
