@@ -109,15 +109,12 @@ DELETES = [
         lambda: patched(vacuum, "_stamp", lambda info: (0, 0, 0)),
     ),
     *(
-        Attack(
-            "links", f"vacuum --delete of {name}", "left alone", own_file(name), lambda: patched(vacuum, "is_ours", ok)
-        )
-        for ok in [lambda path: True]
+        Attack("links", f"vacuum --delete of {name}", "left alone", own_file(name), ALL_OURS)
         for name in (
             f"{DEAD}/notes.txt",
             f"{DEAD}/part-1.parquet",
-            "packs/p/f/thesis.parquet",
             f"{DEAD}/_delta_log/x.json",
+            "packs/p/f/thesis.parquet",
         )
     ),
 ]

@@ -1,4 +1,4 @@
-"""A root with a dataset, what lies beside it, and the guards against leaving it; for the attacks on what lies on disk."""
+"""A root with a dataset, what lies beside it, and the guards against leaving it: for the attacks on the store."""
 
 from __future__ import annotations
 

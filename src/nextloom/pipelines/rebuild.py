@@ -22,7 +22,7 @@ from nextloom.io import is_uri, join
 from nextloom.pipelines.audit import Damage, check_table, committed
 from nextloom.pipelines.plan import fingerprints_of
 from nextloom.pipelines.recipe import SOURCE, Recipe
-from nextloom.store.copies import drop_log, restore
+from nextloom.store.copies import KeptTable, drop_log, restore
 from nextloom.store.dataset import KEPT, Dataset
 from nextloom.store.files import FILE_NAME, file_problem, stored_file
 from nextloom.store.log import log_problem, named_files
@@ -43,7 +43,8 @@ def rebuild(recipe: Recipe, dataset: Dataset, name: str) -> list[str]:
         Damaged: what nothing could make anew is lost in both places.
     """
     if name == SOURCE:
-        return [line for table, schema in KEPT.items() for line in restore(dataset.table(table), schema)]
+        kept = ((dataset.table(path), schema) for path, schema in KEPT.items())
+        return [line for table, schema in kept if isinstance(table, KeptTable) for line in restore(table, schema)]
     if name in recipe.packs:
         return _drop_packs(dataset, name)
     if name in dict(versions(dataset.documents)):

@@ -153,8 +153,9 @@ def describe_holder(folder: Folder) -> str:
         current = holder(folder)
     except Damaged as damage:
         return f"nobody knows whom: {damage.where} {damage.what}"
-    free = current is None or current["released"] or is_dead(current)
-    return "" if free else f"{who(current)} ({current['purpose']})"
+    if current is None or current["released"] or is_dead(current):
+        return ""
+    return f"{who(current)} ({current['purpose']})"
 
 
 def unlock(folder: Folder, above: int = 0) -> None:

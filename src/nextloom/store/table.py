@@ -129,10 +129,11 @@ class Table:
             self._flush(0)
         if not add and not remove:
             return
-        identity = uuid.uuid4().hex
+        identity, version = uuid.uuid4().hex, -1
         for trial in range(TRIES):
             table = self._open()
             self._refuse_overtaken(table, epoch)
+            version = table.version() + 1
             try:
                 self._write(table, schema, add, remove, {"note": note, "id": identity}, epoch)
                 break
@@ -143,7 +144,6 @@ class Table:
                     self._refuse_overtaken(self._open(), epoch)  # says who came in between
                     raise
                 time.sleep(PAUSE)
-        version = table.version() + 1
         self._note(version, made=True)
         self._flush(version)
 
