@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nextloom.curation.sources.source import Item, Source, item_table
-from nextloom.io import Folder
+from nextloom.documents import Folder
 from nextloom.op import ERROR, MAX_CHILDREN, child_id
 from nextloom.store.dataset import Dataset
 from nextloom.store.files import File, read_files, take_ids, windows, write_file
@@ -78,13 +78,12 @@ def test_an_overtaken_writer_cannot_commit(tmp_path, monkeypatch):
 
 
 def test_of_many_candidates_one_gets_the_lease(tmp_path):
-    code = HOLD.replace("time.sleep(120)", "time.sleep(3)")
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path / "d")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(4)
-    ]
+    code = HOLD.replace("time.sleep(120)", "sys.stdin.read()")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "d")], **pipes) for _ in range(4)]
+    deadline = time.monotonic() + 60
+    while sum(process.poll() is None for process in started) > 1 and time.monotonic() < deadline:
+        time.sleep(0.05)  # the one that holds it goes on until its stdin ends
     outputs = [process.communicate(timeout=60) for process in started]
     assert sum(out == "held\n" for out, _ in outputs) == 1
     assert sum("LeaseHeld" in err for _, err in outputs) == 3

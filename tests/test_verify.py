@@ -132,7 +132,10 @@ def test_a_flipped_byte_of_another_column_or_of_the_rows_is_found(dataset_of):
     flip(rows, "key")
     result = verify(recipe, again)
     assert [(f.column, f.check, f.key) for f in result.findings] == [("source", "pages", rows.name)]
-    with dataset.lease("test"), pytest.raises(UserError, match=r"rows is damaged.*\n  next: restore this file"):
+    with (
+        dataset.lease("test"),
+        pytest.raises(UserError, match=r"rows is damaged.*\n  next: nextloom rebuild RECIPE source"),
+    ):
         mend(recipe, dataset, again, result.findings)
 
 

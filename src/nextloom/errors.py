@@ -29,6 +29,10 @@ class UserError(Exception):
         return _rebuild, (type(self), self.what, self.where, self.next)
 
 
+class Damaged(UserError):
+    """What lies on disk is not what was written: a file or document is lost, cut, flipped or replaced by a link."""
+
+
 def _rebuild(kind: type[UserError], what: str, where: str | None, next: str | None) -> UserError:
     return kind(what, where=where, next=next)
 

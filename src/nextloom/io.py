@@ -1,26 +1,18 @@
-"""Files by path or URI: small documents with atomic writes, filesystems, and digests of weights.
+"""Filesystems by path or URI, and digests of weights.
 
-Documents (leases, receipts, releases) go through obstore, whose `create` is a put-if-absent on a local disk and
-on S3 alike. Everything takes a plain path or a URI that obstore and `pyarrow.fs` understand.
+Everything takes a plain path or a URI that `pyarrow.fs` understands.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import obstore
 import pyarrow.fs as pafs
-from obstore.exceptions import AlreadyExistsError
-from obstore.store import LocalStore, from_url
-
-from nextloom.errors import UserError
 
 
 def is_uri(path: str) -> bool:
@@ -53,62 +45,6 @@ def _bucket(root: str) -> pafs.FileSystem:
 @lru_cache
 def _local() -> pafs.FileSystem:
     return pafs.LocalFileSystem()
-
-
-class Folder:
-    """Small JSON documents below one path or URI. Writes are atomic: a reader sees all of a document or none."""
-
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
-        self._opened: Any = None
-
-    def _store(self, create: bool = False) -> Any:
-        """The object store, or None where a local folder does not exist; only writing makes one."""
-        if self._opened is None and (create or is_uri(self.uri) or Path(self.uri).is_dir()):
-            self._opened = from_url(self.uri) if is_uri(self.uri) else LocalStore(self.uri, mkdir=True)
-        return self._opened
-
-    def read(self, name: str) -> Any | None:
-        """The document, or None when there is none."""
-        store = self._store()
-        if store is None:
-            return None
-        try:
-            raw = bytes(obstore.get(store, name).bytes())
-        except FileNotFoundError:
-            return None
-        try:
-            return json.loads(raw)
-        except ValueError as error:
-            raise UserError(f"not valid JSON: {error}", where=join(self.uri, name)) from None
-
-    def write(self, name: str, document: Any) -> None:
-        """Create or replace a document."""
-        obstore.put(self._store(create=True), name, _text(document))
-
-    def create(self, name: str, document: Any) -> bool:
-        """Put if absent: False when a document of this name exists already."""
-        try:
-            obstore.put(self._store(create=True), name, _text(document), mode="create")
-        except AlreadyExistsError:
-            return False
-        return True
-
-    def delete(self, name: str) -> None:
-        """Remove a document; one that is gone already is no error."""
-        try:
-            obstore.delete(self._store(), name)
-        except FileNotFoundError:
-            return
-
-    def names(self, prefix: str) -> list[str]:
-        """Names of the documents below `prefix`, sorted."""
-        store = self._store()
-        return sorted(meta["path"] for page in obstore.list(store, prefix) for meta in page) if store else []
-
-
-def _text(document: Any) -> bytes:
-    return json.dumps(document, indent=1, ensure_ascii=False, default=str).encode()
 
 
 def digest_path(path: str) -> str:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
+import shlex
 import sys
+import traceback
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import typer
 
-from nextloom.config import resolve
+from nextloom.config import DEFAULT_ROOT, resolve
 from nextloom.errors import UserError
+from nextloom.inside import refuse_links
+from nextloom.io import is_uri
 from nextloom.printable import PrintableFormatter, printable, redacted
+from nextloom.problems import TRACEBACK, explain, unforeseen
 
 app = typer.Typer(
     name="nextloom",
@@ -37,7 +44,12 @@ To = Annotated[str | None, typer.Option("--to", metavar="STEP", help="only this 
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 Address = Annotated[str | None, typer.Option("--address", help="a running Ray cluster; default: local")]
 Retry = Annotated[bool, typer.Option("--retry-errors", help="do failed rows again")]
+AllowShrink = Annotated[
+    bool, typer.Option("--allow-shrink", help="publish a release also with less than half of its rows")
+]
 INTERRUPTED = 130
+_asked = ""
+"""The recipe of this process and its options, as typed."""
 
 
 def load(recipe: str, root: str, sets: list[str] | None) -> tuple[Any, Any]:
@@ -51,7 +63,12 @@ def load(recipe: str, root: str, sets: list[str] | None) -> tuple[Any, Any]:
     from nextloom.pipelines.recipe import Recipe
     from nextloom.store.dataset import Dataset
 
+    global _asked  # noqa: PLW0603  (what a message at the end of the process names)
     loaded = Recipe.load(recipe, root=root, sets=sets)
+    given = ["--root", root] if root != DEFAULT_ROOT else []
+    _asked = shlex.join([recipe, *given, *(part for each in sets or () for part in ("--set", each))])
+    if not is_uri(root):
+        refuse_links(root, "datasets", loaded.dataset)
     dataset = Dataset(resolve(f"datasets/{loaded.dataset}", root))
     try:
         dataset.documents.names("lease")
@@ -65,8 +82,9 @@ def load(recipe: str, root: str, sets: list[str] | None) -> tuple[Any, Any]:
 def call(command: typer.Typer) -> None:
     """Run `command` on the arguments of this process, and end the process.
 
-    Exit codes: 0; 1 and a message with the next step for errors the user can mend; 2 for a wrong command line;
-    130 after Ctrl-C, which Typer turns into an exit of that code.
+    Exit codes: 0; 1 and a message with the next step for errors the user can mend, and for those that nobody foresaw
+    (their traceback is shown with NEXTLOOM_TRACEBACK=1); 2 for a wrong command line; 130 after Ctrl-C, which Typer
+    turns into an exit of that code.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PrintableFormatter("%(levelname)s %(name)s: %(message)s"))
@@ -74,10 +92,26 @@ def call(command: typer.Typer) -> None:
     logging.getLogger("nextloom").setLevel(logging.INFO)
     try:
         command()
-    except UserError as error:
-        print(f"error: {printable(redacted(str(error)), lines=True)}", file=sys.stderr)
-        sys.exit(1)
     except SystemExit as end:
         if end.code == INTERRUPTED:
             print("interrupted; run the same command again to go on", file=sys.stderr)
         raise
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a panic of a Rust library is no Exception
+        tell(error)
+        sys.exit(1)
+
+
+def tell(error: BaseException) -> None:
+    """Print what went wrong, where, why, and the next command for the recipe that was asked about."""
+    told = explain(error)
+    if os.environ.get(TRACEBACK) == "1" and not isinstance(error, UserError):
+        print(printable(redacted("".join(traceback.format_exception(error))), lines=True), file=sys.stderr)
+    text = named(str(told)) if told else unforeseen(error)
+    print(f"error: {printable(redacted(text), lines=True)}", file=sys.stderr)
+
+
+def named(text: str) -> str:
+    """`text` with the recipe that this process was asked about, and its options, in the commands it names."""
+    return re.sub(r"(nextloom \w+ )RECIPE\b", lambda found: found[1] + _asked, text) if _asked else text

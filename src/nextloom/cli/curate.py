@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nextloom.cli.application import Address, AsJson, RecipeArg, Retry, Root, Sets, To, app, load
+from nextloom.cli.application import Address, AllowShrink, AsJson, RecipeArg, Retry, Root, Sets, To, app, load, named
 from nextloom.cli.tables import counts_table, duration, say, show, table_of
 from nextloom.config import DEFAULT_ROOT, local_root
 from nextloom.errors import UserError
@@ -44,9 +44,9 @@ def plan(
         _show_plan(plans)
     if blocked := [p for p in plans if p.state == BLOCKED]:
         raise UserError(
-            f"{len(blocked)} of {sum(p.kind != 'release' for p in plans)} steps cannot run",
-            where=f"steps.{blocked[0].step}",
-            next=blocked[0].cause,
+            f"{len(blocked)} of {len(plans)} steps and releases cannot be made",
+            where=f"steps.{blocked[0].step}" if blocked[0].kind != "release" else blocked[0].step,
+            next=f"{blocked[0].cause}" if not blocked[0].next else f"{blocked[0].next}  ({blocked[0].cause})",
         )
 
 
@@ -55,7 +55,7 @@ def _show_plan(plans: list[Any]) -> None:
     for p in plans:
         todo = f"after {p.after}" if p.after else ("" if p.todo is None else f"{p.todo:,}")
         wanted = "?" if p.wanted is None else f"{p.wanted:,}"
-        table.add_row(p.step, p.op, p.state, todo, wanted, duration(p.cpu_seconds), p.cause)
+        table.add_row(p.step, p.op, p.state, todo, wanted, duration(p.cpu_seconds), named(p.cause))
     show(table)
     for p in plans:
         if p.code:
@@ -72,6 +72,7 @@ def run(
     to: To = None,
     retry_errors: Retry = False,
     address: Address = None,
+    allow_shrink: AllowShrink = False,
 ) -> None:
     """Do what the plan says: only missing rows. Interrupt at will, run again to go on.
 
@@ -86,7 +87,7 @@ def run(
 
         job = Run(loaded, dataset, to=to, retry_errors=retry_errors, address=address, progress=progress)
         results = job.execute()
-        made = keep_releases(loaded, dataset, to)
+        made, refused = keep_releases(loaded, dataset, to, allow_shrink=allow_shrink)
     done = sum(result.done for result in results)
     if not done:
         print(f"{loaded.dataset}: nothing to do, {len(results)} steps are fresh")
@@ -94,6 +95,8 @@ def run(
         show(counts_table([(r.step, r.done, r.counts) for r in results]))
     for each in made:
         print(f"release {each.name}  {len(each.ids):,} rows, {len(each.columns)} columns")
+    if refused:
+        raise refused[0]
 
 
 @app.command()
@@ -111,7 +114,10 @@ def status(recipe: RecipeArg, root: Root = DEFAULT_ROOT, sets: Sets = None, as_j
     show(counts_table([(label, None, counts) for label, counts in counted]))
     for release in report["releases"]:
         count = "?" if release["rows"] is None else f"{release['rows']:,}"
-        print(f"release {release['name']}  {count} rows  {', '.join(release['columns'])}")
+        broken = "  (broken)" if release["broken"] else ""
+        print(f"release {release['name']}  {count} rows  {', '.join(release['columns'])}{broken}")
+    for problem in report["problems"]:
+        print(f"damaged: {named(problem)}")
     print(f"writer: {report['writer'] or 'none'}")
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import typer
 
-from nextloom.cli.application import AsJson, RecipeArg, Root, Sets, app, load
+from nextloom.cli.application import AllowShrink, AsJson, RecipeArg, Root, Sets, app, load, named
 from nextloom.config import DEFAULT_ROOT
 from nextloom.errors import UserError
 
@@ -19,6 +20,7 @@ def release(
     name: Annotated[str | None, typer.Argument(help="which release of the recipe; default: all")] = None,
     root: Root = DEFAULT_ROOT,
     sets: Sets = None,
+    allow_shrink: AllowShrink = False,
 ) -> None:
     """Publish an immutable manifest of rows and columns."""
     from nextloom.pipelines.release import make_release
@@ -26,7 +28,7 @@ def release(
     loaded, dataset = load(recipe, root, sets)
     with dataset.lease(f"nextloom release {recipe}"):
         for each in [name] if name else list(loaded.releases):
-            made, new = make_release(loaded, dataset, each)
+            made, new = make_release(loaded, dataset, each, allow_shrink=allow_shrink)
             print(f"{made.name}  {len(made.ids):,} rows, {len(made.columns)} columns{'' if new else '  (unchanged)'}")
 
 
@@ -39,6 +41,7 @@ def verify(
     sample: Annotated[int, typer.Option(metavar="N", help="rows per column that are encoded anew")] = 1000,
     seed: Annotated[int, typer.Option(help="another one looks at other rows")] = 0,
     repair: Annotated[bool, typer.Option("--mend", help="take what differs out, for a run to do again")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="every live file, log and document first")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check the files of releases by checksum, and their tokens against a fresh encoding; code 1 if any differs."""
@@ -47,9 +50,13 @@ def verify(
     from nextloom.store.release import latest, open_release
 
     loaded, dataset = load(recipe, root, sets)
+    if everything:
+        _audit(loaded, dataset, as_json)
     newest = [latest(dataset.uri, each) for each, spec in loaded.releases.items() if spec.columns]
     chosen = [r for r in ([open_release(dataset.uri, name)] if name else newest) if r]
     results = [check(loaded, each, sample, seed) for each in chosen]
+    if not results and everything:
+        return
     if not results:
         raise UserError("no release to verify", where=dataset.uri, next=f"nextloom release {recipe}")
     if as_json:
@@ -75,6 +82,41 @@ def verify(
     elif wrong:
         hint = f"nextloom verify {recipe} --mend takes them out, then nextloom run {recipe} makes them again"
         raise UserError(f"{wrong} findings", where=results[0].release, next=hint)
+
+
+def _audit(loaded: Any, dataset: Any, as_json: bool) -> None:
+    """Look at all that lives; a message and code 1 for what is damaged, before anything is built on it."""
+    from nextloom.pipelines.audit import audit
+
+    result = audit(loaded, dataset)
+    if as_json:
+        print(json.dumps(asdict(result), indent=1))
+    for finding in result.findings if not as_json else ():
+        print(named(f"{finding.where}: {finding.what}; next: {finding.next}"))
+    counted = f"{result.tables:,} tables, {result.files:,} files, {result.documents:,} documents"
+    print(f"{dataset.name}: {counted}, {len(result.findings):,} damaged", file=sys.stderr if as_json else sys.stdout)
+    if result.findings:
+        first = result.findings[0]
+        raise UserError(f"{len(result.findings)} damaged; the first: {first.what}", where=first.where, next=first.next)
+
+
+@app.command()
+def rebuild(
+    recipe: RecipeArg,
+    name: Annotated[str, typer.Argument(help="source, a step, a pack plan, or a release such as r-0001")],
+    root: Root = DEFAULT_ROOT,
+    sets: Sets = None,
+) -> None:
+    """Repair what `verify --all` found damaged: from a second copy, or by taking it out for a run to make anew."""
+    from nextloom.pipelines.rebuild import rebuild as repair
+
+    loaded, dataset = load(recipe, root, sets)
+    with dataset.lease(f"nextloom rebuild {recipe} {name}"):
+        done = repair(loaded, dataset, name)
+    for line in done:
+        print(named(line))
+    after = f"next: nextloom run {recipe}, then nextloom verify {recipe} --all"
+    print(after if done else f"{name}: nothing is damaged", file=sys.stderr)
 
 
 @app.command()
@@ -109,12 +151,13 @@ def vacuum(
     wanted = wanted_fingerprints(loaded, dataset)
     with dataset.lease(f"nextloom vacuum {recipe}"):
         garbage = find_garbage(dataset, wanted, older_than)
-        if delete:
-            remove(dataset, garbage)
+        deleted = set(remove(dataset, garbage)) if delete else None
     for table in garbage:
         print(f"{table.table}: {len(table.files):,} files, {table.size:,} bytes")
-    count, size = sum(len(t.files) for t in garbage), sum(t.size for t in garbage)
-    print(f"{count:,} files, {size:,} bytes {'deleted' if delete else 'can go; --delete deletes them'}")
+        for path in table.files:
+            print(f"  {path}{'' if deleted is None or path in deleted else '  (left: it was replaced meanwhile)'}")
+    going = [t.files[p][1] for t in garbage for p in t.files if deleted is None or p in deleted]
+    print(f"{len(going):,} files, {sum(going):,} bytes {'deleted' if delete else 'can go; --delete deletes them'}")
 
 
 @app.command()
@@ -128,3 +171,27 @@ def pack(recipe: RecipeArg, root: Root = DEFAULT_ROOT, sets: Sets = None) -> Non
         for name, op in loaded.packs.items():
             result = write_plan(dataset, name, op, open_release(dataset.uri, op.release))
             print(f"{name}: {result.state}, " + ", ".join(f"{k} {v:,}" for k, v in result.counts.items()))
+
+
+@app.command()
+def unlock(
+    recipe: RecipeArg,
+    root: Root = DEFAULT_ROOT,
+    sets: Sets = None,
+    yes: Annotated[bool, typer.Option("--yes", help="no other writer is at work: take the lease from it")] = False,
+) -> None:
+    """Take the lease from a writer that cannot be asked: a machine that is gone, a lease that cannot be read."""
+    from nextloom.store.lease import describe_holder
+    from nextloom.store.lease import unlock as take
+    from nextloom.store.vacuum import all_tables
+
+    _, dataset = load(recipe, root, sets)
+    had = describe_holder(dataset.documents)
+    if had and not yes:
+        raise UserError(
+            f"the lease is held by {had}",
+            where=dataset.uri,
+            next="make sure that it does not write any more, then nextloom unlock RECIPE --yes",
+        )
+    take(dataset.documents, max((dataset.table(table).epoch() for table in all_tables(dataset)), default=0))
+    print(f"{dataset.name}: the lease is free{f'; it was held by {had}' if had else ''}")

@@ -88,11 +88,12 @@ def _renew_receipts(recipe: Recipe, dataset: Dataset, fresh: set[str]) -> None:
             planner.identify(step)
             rows = planner.rowsets[step.rows]
             assert isinstance(rows, RowSet), f"{step.rows} of a fresh step is known"
-            files = files_digest(planner.table(step.name).files())
+            commit, found = planner.table(step.name).snapshot()
+            files = files_digest(found)
             if isinstance(step.op, Annotate | Expand):
-                renewed = {**receipt, "inputs": rows.digest, "result": files, "files": files}
+                renewed = {**receipt, "inputs": rows.digest, "result": files, "files": files, "commit": commit}
             else:
-                renewed = {**receipt, "inputs": planner.inputs(step), "files": files}
+                renewed = {**receipt, "inputs": planner.inputs(step), "files": files, "commit": commit}
             if renewed != receipt:
                 dataset.write_receipt(step.name, renewed)
         planner.judge(step)

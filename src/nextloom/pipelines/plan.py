@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nextloom.errors import UserError
+from nextloom.errors import Damaged, UserError
 from nextloom.op import CHILDREN, Annotate, Expand, Op, Reduce, Select, digest
 from nextloom.pipelines.recipe import SOURCE, Graph, Recipe, Step
 from nextloom.pipelines.uses import check_environment, code_of, environment_of
@@ -50,6 +50,8 @@ class StepPlan:
     """Class and file of an op from outside of the package."""
     environment: tuple[str, ...] = ()
     """Environment variables that the op reads."""
+    next: str = ""
+    """The command that helps where it is blocked, if one does."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -58,16 +60,20 @@ class StepPlan:
 class Planner:
     """Judges the steps of a recipe in order; `run` uses it too, and asks again after each step it has finished."""
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, *, retry_errors: bool = False) -> None:
+    def __init__(self, recipe: Recipe, dataset: Dataset, *, retry_errors: bool = False, listing: bool = True) -> None:
+        """List the source and read the rows; without `listing`, only fingerprints can be asked for."""
         self.recipe, self.dataset, self.graph = recipe, dataset, Graph(recipe)
         self.retry_errors = retry_errors
-        self.changes: Changes | None = Changes(dataset, recipe.source)
+        self.changes: Changes | None = Changes(dataset, recipe.source) if listing else None
         self.fingerprints: dict[str, str] = {}
         self.identities: dict[str, dict[str, Any]] = {}
         self.results: dict[str, str | None] = {}
         """step -> digest of its result; None while it is not known."""
         self.rowsets: dict[str, RowSet | Guess | None] = {}
-        self.refresh_source()
+        self.damaged: dict[str, Damaged] = {}
+        """Steps whose column is damaged, or that of a step they need; and by what."""
+        if listing:
+            self.refresh_source()
 
     def refresh_source(self) -> None:
         """The source's rows as they are, or as the listing says they will be."""
@@ -120,22 +126,40 @@ class Planner:
         """State of one step; the steps it needs must have been judged before."""
         plan = StepPlan(step.name, step.op.name, step.kind, FRESH)
         plan.code, plan.environment = code_of(step.op), environment_of(step.op)
+        self.damaged.pop(step.name, None)
+        if lost := {step.rows, step.domain, *step.reads} & self.damaged.keys():
+            return self._hurt(step, plan, self.damaged[min(lost)])
         try:
             self.identify(step)
         except UserError as error:
-            plan.state, plan.cause, plan.todo = BLOCKED, str(error).replace("\n  next:", ";"), None
-            self._forget(step)
-            return plan
+            return self._blocked(step, plan, error)
         plan.fingerprint = self.fingerprints[step.name]
-        rows = self.rowsets[step.rows]
         receipt = self.dataset.receipt(step.name)
+        try:
+            self._judge(step, plan, self.rowsets[step.rows], receipt)
+        except Damaged as damage:
+            return self._hurt(step, plan, damage)
+        rate = (receipt or {}).get("cpu_seconds_per_row")
+        if plan.todo and rate is not None:
+            plan.cpu_seconds = round(rate * plan.todo, 3)
+        return plan
+
+    def _judge(self, step: Step, plan: StepPlan, rows: RowSet | Guess | None, receipt: dict | None) -> None:
+        if receipt and receipt["fingerprint"] == plan.fingerprint:
+            self.table(step.name).require(receipt["commit"])
         if isinstance(step.op, Annotate | Expand):
             self._judge_rows(step, plan, rows, receipt)
         else:
             self._judge_whole(step, plan, rows, receipt)
-        rate = (receipt or {}).get("cpu_seconds_per_row")
-        if plan.todo and rate is not None:
-            plan.cpu_seconds = round(rate * plan.todo, 3)
+
+    def _hurt(self, step: Step, plan: StepPlan, damage: Damaged) -> StepPlan:
+        self.damaged[step.name] = damage
+        return self._blocked(step, plan, damage)
+
+    def _blocked(self, step: Step, plan: StepPlan, error: UserError) -> StepPlan:
+        plan.state, plan.cause, plan.todo = BLOCKED, str(error).replace("\n  next:", ";"), None
+        plan.next = error.next or ""
+        self._forget(step)
         return plan
 
     def wanted(self, step: Step) -> RowSet | Guess:
@@ -168,8 +192,9 @@ class Planner:
     def decide(self, step: Step) -> pa.Table:
         """Verdicts of a Select on the rows it is wanted on; a `UserError` names the step."""
         assert isinstance(step.op, Select)
+        columns = self.columns(step)
         try:
-            return step.op.decide(self.columns(step))
+            return step.op.decide(columns)
         except UserError as error:
             raise UserError(error.what, where=f"steps.{step.name}.{error.where or 'where'}", next=error.next) from None
 
@@ -281,8 +306,19 @@ def wanted_fingerprints(recipe: Recipe, dataset: Dataset) -> dict[str, str]:
     """step -> its fingerprint under this recipe, as far as it can be told: not without weights, or a source to list."""
     try:
         planner = Planner(recipe, dataset)
+    except Damaged:  # of the rows: no fingerprint depends on them
+        return fingerprints_of(recipe, dataset)
     except UserError:  # no source; what the dataset holds can be said all the same
         return {}
+    return _identified(planner)
+
+
+def fingerprints_of(recipe: Recipe, dataset: Dataset) -> dict[str, str]:
+    """The same without a look at source and rows."""
+    return _identified(Planner(recipe, dataset, listing=False))
+
+
+def _identified(planner: Planner) -> dict[str, str]:
     for step in planner.graph:
         with suppress(UserError):  # its weights are absent
             planner.identify(step)

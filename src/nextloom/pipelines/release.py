@@ -11,29 +11,41 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from nextloom.errors import UserError, did_you_mean
+from nextloom.errors import Damaged, UserError, did_you_mean
 from nextloom.op import digest
-from nextloom.pipelines.plan import FRESH, MISSING, STALE, Planner, StepPlan
+from nextloom.pipelines.plan import BLOCKED, FRESH, MISSING, STALE, Planner, StepPlan
 from nextloom.pipelines.recipe import SOURCE, Recipe
 from nextloom.store.dataset import Dataset
 from nextloom.store.files import read_files, take_ids
-from nextloom.store.release import Release, content_digest, latest, publish
+from nextloom.store.release import Release, content_digest, latest, publish, versions
 from nextloom.store.rowset import RowSet, describe
 from nextloom.store.table import Table
 
+SHRINKS_BELOW = 2
+"""A new version with fewer than one in so many rows of the last one is refused."""
 
-def make_release(recipe: Recipe, dataset: Dataset, name: str, planner: Planner | None = None) -> tuple[Release, bool]:
+
+class Shrinks(UserError):
+    """A release would lose more than half of its rows."""
+
+
+def make_release(
+    recipe: Recipe, dataset: Dataset, name: str, planner: Planner | None = None, *, allow_shrink: bool = False
+) -> tuple[Release, bool]:
     """Publish release `name` of the recipe; one equal to the newest is not written again.
 
     Args:
         recipe, dataset: whose; the caller holds the lease.
         name: of the release in the recipe.
         planner: of this recipe, when there is one; a new one lists the source.
+        allow_shrink: publish it also with less than half of the rows that its last version has.
 
     Returns:
         The release, and whether it is new.
 
     Raises:
+        Damaged: a column it needs is damaged.
+        Shrinks: it would lose more than half of its rows, and `allow_shrink` is not set.
         UserError: unknown name, or a step it needs is not fresh (says which, and the command).
     """
     spec = recipe.releases.get(name)
@@ -45,26 +57,57 @@ def make_release(recipe: Recipe, dataset: Dataset, name: str, planner: Planner |
         raise UserError(f"the source changed: {planner.changes.describe()} rows", where=f"releases.{name}", next=hint)
     for step in planner.graph.upto(name):
         state = planner.judge(step)
+        if step.name in planner.damaged:
+            raise planner.damaged[step.name]
         if state.state != FRESH:
             raise UserError(f"{step.name} is {state.state} {state.cause}".strip(), where=f"releases.{name}", next=hint)
     content = _content(planner, name)
     if not content["rows_count"]:
         raise UserError("it would have no rows", where=f"releases.{name}", next="nextloom report RECIPE says why")
+    if not allow_shrink:
+        _refuse_shrinking(dataset, name, content["rows_count"])
     return publish(dataset, name, content)
 
 
-def keep_releases(recipe: Recipe, dataset: Dataset, to: str | None = None) -> list[Release]:
-    """Publish the next version of each release that has one already and holds other things now; returns these.
+def _refuse_shrinking(dataset: Dataset, name: str, rows: int) -> None:
+    """A source that lists less by mistake, or a threshold that slipped, would reach every reader of the release."""
+    try:
+        newest = latest(dataset.uri, name)
+    except Damaged:
+        return  # how many rows it had is not known
+    if newest and rows * SHRINKS_BELOW < newest.document["rows_count"]:
+        had = newest.document["rows_count"]
+        raise Shrinks(
+            f"it would shrink from {had:,} rows ({newest.name}) to {rows:,}; it was not published",
+            where=f"releases.{name}",
+            next=f"nextloom report RECIPE says why; if it is meant: nextloom release RECIPE {name} --allow-shrink",
+        )
+
+
+def keep_releases(
+    recipe: Recipe, dataset: Dataset, to: str | None = None, *, allow_shrink: bool = False
+) -> tuple[list[Release], list[UserError]]:
+    """Publish the next version of each release that has one already and holds other things now.
 
     Args:
         recipe: its releases.
         dataset: the caller holds its lease.
         to: only this release; a step names none.
+        allow_shrink: also one that has less than half of the rows it had.
+
+    Returns:
+        The new releases, and why others were not published: a damaged manifest or file, or too few rows.
     """
-    names = [name for name in recipe.releases if to in (None, name) and latest(dataset.uri, name)]
+    names = [name for name in recipe.releases if to in (None, name) and versions(dataset.documents, name)]
     planner = Planner(recipe, dataset) if names else None
-    made = [make_release(recipe, dataset, name, planner) for name in names]
-    return [release for release, new in made if new]
+    made, refused = [], []
+    for name in names:
+        try:
+            release, new = make_release(recipe, dataset, name, planner, allow_shrink=allow_shrink)
+            made += [release] if new else []
+        except (Damaged, Shrinks) as error:
+            refused.append(error)
+    return made, refused
 
 
 def plan_with_releases(
@@ -79,8 +122,13 @@ def plan_with_releases(
 
 def _planned(planner: Planner, name: str, states: dict[str, str]) -> StepPlan:
     """State of one release: missing, fresh, or stale with the steps that make it so."""
-    newest = latest(planner.dataset.uri, name)
-    plan = StepPlan(f"release {name}", newest.name if newest else "", "release", FRESH, todo=None)
+    plan = StepPlan(f"release {name}", "", "release", FRESH, todo=None)
+    try:
+        newest = latest(planner.dataset.uri, name)
+    except Damaged as damage:
+        plan.state, plan.cause, plan.next = BLOCKED, str(damage).replace("\n  next:", ";"), damage.next or ""
+        return plan
+    plan.op = newest.name if newest else ""
     changed = [step.name for step in planner.graph.upto(name) if states[step.name] != FRESH]
     if planner.changes:
         changed.insert(0, SOURCE)
@@ -90,8 +138,14 @@ def _planned(planner: Planner, name: str, states: dict[str, str]) -> StepPlan:
     plan.wanted = newest.document["rows_count"]
     if changed:
         plan.state, plan.cause = STALE, f"INPUT {', '.join(changed)}"
-    elif newest.digest != content_digest(_content(planner, name)):
-        plan.state, plan.cause = STALE, "INPUT"
+    else:
+        try:
+            same = newest.digest == content_digest(_content(planner, name))
+        except Damaged as damage:
+            plan.state, plan.cause, plan.next = BLOCKED, str(damage).replace("\n  next:", ";"), damage.next or ""
+            return plan
+        if not same:
+            plan.state, plan.cause = STALE, "INPUT"
     return plan
 
 

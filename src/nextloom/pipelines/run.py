@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nextloom.cluster.connect import connect
-from nextloom.errors import UserError
+from nextloom.errors import Damaged, UserError
 from nextloom.op import ERROR, INPUT_FAILED, MAX_CHILDREN, Annotate, Expand, Reduce, Select, child_id, digest
 from nextloom.pipelines.ledger import Ledger, StepResult, judge_errors
 from nextloom.pipelines.plan import FRESH, Planner, StepPlan
@@ -59,6 +59,7 @@ class Run:
         """Do what is to do; returns a result per step.
 
         Raises:
+            Damaged: a column that steps need is damaged; all others are done.
             UserError: a step is blocked, its model cannot load, or more rows fail than `max_error_rate` allows.
         """
         for step in self.steps:
@@ -74,11 +75,20 @@ class Run:
             together = [s for s in ready if isinstance(s.op, Annotate | Expand)]
             batch = _one_pass(together) or ready[:1]
             plans = {s.name: self.planner.judge(s) for s in batch}
-            self._pass([(s, plans[s.name]) for s in batch if isinstance(s.op, Annotate | Expand)])
             for step in batch:
-                if isinstance(step.op, Select | Reduce):
-                    self._whole(step, plans[step.name])
                 del left[step.name]
+            sound = [s for s in batch if s.name not in self.planner.damaged]
+            try:
+                self._pass([(s, plans[s.name]) for s in sound if isinstance(s.op, Annotate | Expand)])
+                for step in sound:
+                    if isinstance(step.op, Select | Reduce):
+                        self._whole(step, plans[step.name])
+            except Damaged as damage:  # met while a column was read: the steps that do not need it go on
+                self.planner.damaged |= dict.fromkeys([s.name for s in sound], damage)
+        if hurt := self.planner.damaged:
+            first = next(iter(hurt.values()))
+            names = ", ".join(sorted(hurt))
+            raise Damaged(f"{first.what}; not done for that: {names}", where=first.where, next=first.next)
         return list(self.results.values())
 
     # ---- Annotate and Expand: passes over rows
@@ -202,7 +212,10 @@ class Run:
             except UserError:
                 continue  # blocked, and not of this run
             table = self.planner.table(step.name)
-            bad = [f for f in table.files() if f.errors]
+            try:
+                bad = [f for f in table.files() if f.errors]
+            except Damaged:
+                continue  # told when the step is judged
             keep = pc.field("error").is_null()
             if step.name not in mine:
                 keep = keep | (pc.field("error", "type") != INPUT_FAILED)
@@ -275,6 +288,7 @@ class Run:
         self, step: Step, inputs: str | None, result: str | None, counts: dict, old: dict | None, **extra: Any
     ) -> None:
         kept = {name: old[name] for name in ("cpu_seconds_per_row", "waiting") if old and name in old}
+        commit, files = self.planner.table(step.name).snapshot()
         self.dataset.write_receipt(
             step.name,
             {
@@ -289,7 +303,8 @@ class Run:
                 "domain": step.domain,
                 "inputs": inputs,
                 "result": result,
-                "files": files_digest(self.planner.table(step.name).files()),
+                "files": files_digest(files),
+                "commit": commit,
                 "counts": counts,
                 "errors": counts.get("errors", counts.get("failed", 0)),
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -119,7 +119,9 @@ def mend(recipe: Recipe, dataset: Dataset, release: Release, findings: Sequence[
     if lost := next((finding.key for finding in findings if finding.column == SOURCE), None):
         table = join(release.dataset_uri, release.document["rows"]["table"])
         raise UserError(
-            "the table of rows is damaged, and no run makes it again", where=join(table, lost), next="restore this file"
+            "the table of rows is damaged, and no run makes it again",
+            where=join(table, lost),
+            next="nextloom rebuild RECIPE source restores it from its copy",
         )
     damaged = sorted({finding.column for finding in findings})
     if unknown := [step for step in damaged if step not in recipe.steps]:

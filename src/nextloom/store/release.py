@@ -6,22 +6,28 @@ only an explicit vacuum may delete a file, and never one that a release lists.
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from nextloom.errors import UserError
-from nextloom.io import Folder, join
+from nextloom.documents import Folder
+from nextloom.errors import Damaged, UserError
+from nextloom.io import join
 from nextloom.op import digest
 from nextloom.store.dataset import Dataset
 from nextloom.store.files import File, take_ids
+from nextloom.store.records import as_files, check_manifest
 from nextloom.store.rowset import RowSet
 from nextloom.untrusted import Door
+
+VERSION = re.compile(r"^[a-z]+/((.+)-(\d{4,9}))\.json$")
+COPIES = "copies/releases"
+"""Where the second copy of each manifest lies."""
 
 
 class Release:
@@ -55,6 +61,18 @@ class Release:
         """Sorted ids of its rows, int64."""
         return RowSet.from_dict(self.dataset_uri, self.document["selection"]).all_ids()
 
+    def files(self) -> dict[str, tuple[File, ...]]:
+        """Every table whose files the release names (rows, columns, selection and its parents), by its path."""
+        specs = [self.document["rows"], *self.document["columns"].values()]
+        selection = self.document["selection"]
+        while selection:
+            specs.append(selection)
+            selection = selection.get("parents")
+        found: dict[str, tuple[File, ...]] = {}
+        for spec in specs:
+            found[spec["table"]] = tuple(dict.fromkeys((*found.get(spec["table"], ()), *as_files(spec["files"]))))
+        return found
+
     def rows(self, ids: np.ndarray | None = None) -> pa.Table:
         """id, key, uri, caption ... of all rows, or of `ids` in that order."""
         return self._read(self.document["rows"], ids, None)
@@ -71,17 +89,13 @@ class Release:
 
     def _read(self, spec: Mapping[str, Any], ids: np.ndarray | None, names: Sequence[str] | None) -> pa.Table:
         wanted = self.ids if ids is None else ids
-        return take_ids(join(self.dataset_uri, spec["table"]), _files(spec["files"]), wanted, names)
+        return take_ids(join(self.dataset_uri, spec["table"]), as_files(spec["files"]), wanted, names)
 
 
 def content_digest(content: Mapping[str, Any]) -> str:
     """What `Release.digest` is made of: a value is a function of row and fingerprint, unless it failed."""
     columns = {step: [column["fingerprint"], column["failed"]] for step, column in content["columns"].items()}
     return digest([content["dataset"], content["content"], columns])
-
-
-def _files(items: Sequence[Mapping[str, Any]]) -> tuple[File, ...]:
-    return tuple(File(**item) for item in items)
 
 
 def publish(dataset: Dataset, name: str, content: Mapping[str, Any]) -> tuple[Release, bool]:
@@ -94,14 +108,19 @@ def publish(dataset: Dataset, name: str, content: Mapping[str, Any]) -> tuple[Re
     Returns:
         The release, and whether it is new.
     """
-    newest = latest(dataset.uri, name)
+    taken = [*versions(dataset.documents, name), *versions(dataset.documents, name, "broken")]
+    version = max((number for _, number in taken), default=0)
+    try:
+        newest = latest(dataset.uri, name)
+    except Damaged:
+        newest = None  # its number is taken, what it held is not known
     if newest and newest.digest == content_digest(content) and not is_broken(dataset, newest):
         return newest, False
-    version = int(newest.name.rpartition("-")[2]) + 1 if newest else 1
-    document = {"name": f"{name}-{version:04d}", "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **content}
+    document = {"name": f"{name}-{version + 1:04d}", "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **content}
     dataset.guard()
     if not dataset.documents.create(f"releases/{document['name']}.json", document):
         raise UserError(f"release {document['name']} was made by another writer at this moment", next="try again")
+    dataset.documents.write(f"{COPIES}/{document['name']}.json", document)
     return Release(dataset.uri, document), True
 
 
@@ -113,25 +132,60 @@ def mark_broken(dataset: Dataset, release: Release, findings: Sequence[Mapping[s
 
 def is_broken(dataset: Dataset, release: Release) -> bool:
     """Whether `mark_broken` was told of it."""
-    return dataset.documents.read(f"broken/{release.name}.json") is not None
+    return f"broken/{release.name}.json" in dataset.documents.names("broken")
+
+
+def versions(folder: Folder, name: str | None = None, place: str = "releases") -> list[tuple[str, int]]:
+    """(``name-0003``, 3) of every manifest there is, or of those of release `name`; by name, then number."""
+    found = [match for entry in folder.names(place) if (match := VERSION.match(entry))]
+    return sorted(
+        ((m[1], int(m[3])) for m in found if name in (None, m[2])),
+        key=lambda each: (each[0].rpartition("-")[0], each[1]),
+    )
 
 
 def latest(dataset_uri: str, name: str) -> Release | None:
-    """Newest version of release `name`, or None."""
-    folder = Folder(dataset_uri)
-    names = [n for n in folder.names("releases") if Path(n).stem.rpartition("-")[0] == name]
-    document = folder.read(names[-1]) if names else None
-    return Release(dataset_uri, document) if document else None
+    """Newest version of release `name`, or None.
+
+    Raises:
+        Damaged: its manifest cannot be read.
+    """
+    found = versions(Folder(dataset_uri), name)
+    return read_release(dataset_uri, max(found, key=lambda each: each[1])[0]) if found else None
+
+
+def read_release(dataset_uri: str, name: str, place: str = "releases") -> Release | None:
+    """Release ``name-0003``, or None when there is none; `place` may be that of the second copies.
+
+    Raises:
+        Damaged: its manifest cannot be read.
+    """
+    folder, where = Folder(dataset_uri), f"{place}/{name}.json"
+    try:
+        document = folder.read(where)
+    except Damaged as damage:
+        raise Damaged(damage.what, where=damage.where, next=f"nextloom rebuild RECIPE {name}") from None
+    return None if document is None else Release(dataset_uri, check_manifest(document, join(dataset_uri, where), name))
+
+
+def all_releases(dataset_uri: str) -> Iterator[Release]:
+    """Every release of a dataset.
+
+    Raises:
+        Damaged: a manifest cannot be read.
+    """
+    for name, _ in versions(Folder(dataset_uri)):
+        if release := read_release(dataset_uri, name):
+            yield release
 
 
 def open_release(dataset_uri: str, name: str) -> Release:
     """Release ``name`` (newest version) or ``name-0003``.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or its manifest is damaged.
     """
-    document = Folder(dataset_uri).read(f"releases/{name}.json")
-    found = Release(dataset_uri, document) if document else latest(dataset_uri, name)
+    found = read_release(dataset_uri, name) or latest(dataset_uri, name)
     if found is None:
         raise UserError(f"no release {name!r}", where=dataset_uri, next="nextloom release RECIPE")
     return found

@@ -5,7 +5,7 @@ Work to do is one subtraction, ``wanted - present``: it is resume, growth, and "
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from nextloom.io import join
 from nextloom.op import CHILD_BITS, MAX_CHILDREN, digest
 from nextloom.store.dataset import Dataset
 from nextloom.store.files import File, read_files, read_ids, windows
+from nextloom.store.records import as_files
 from nextloom.store.table import Table
 
 Range = tuple[int, int]
@@ -23,7 +24,12 @@ NONE = np.empty(0, np.int64)
 
 def files_digest(files: Sequence[File]) -> str:
     """Identity of a table's content by its file names: known from the log, no row is read."""
-    return digest(sorted(f.path for f in files))
+    return names_digest(file.path for file in files)
+
+
+def names_digest(names: Iterable[str]) -> str:
+    """The same by names alone."""
+    return digest(sorted(names))
 
 
 @dataclass(frozen=True)
@@ -78,9 +84,9 @@ class RowSet:
     @classmethod
     def from_dict(cls, dataset_uri: str, spec: Mapping[str, Any]) -> RowSet:
         """The row set that `as_dict` wrote."""
-        files = tuple(File(**item) for item in spec["files"])
         parents = cls.from_dict(dataset_uri, spec["parents"]) if spec.get("parents") else None
         gone = np.array(spec["gone"], np.int64)
+        files = as_files(spec["files"])
         return cls(join(dataset_uri, spec["table"]), files, spec["digest"], spec["kind"], gone, parents)
 
 

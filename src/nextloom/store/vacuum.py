@@ -6,25 +6,37 @@ A file below a dataset stays when it is
     - in the file list of any release
     - a log entry of such a table, or one of the dataset's documents
     - younger than `older_than` hours, since a reader may be at it
+    - of a name that we do not write, no regular file, or behind a link
 
 All else goes: files that a kill left uncommitted, files that a compaction or a retry replaced, and whole columns of
 fingerprints that neither the recipe, the last run nor a release uses (flip the configuration back, and they are
-computed anew). What an unfinished run of the recipe has committed stays.
+computed anew). What an unfinished run of the recipe has committed stays. While a receipt or a release cannot be read,
+what it names is not known, and nothing is deleted.
 """
 
 from __future__ import annotations
 
+import os
+import stat
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow.fs as pafs
 
-from nextloom.io import filesystem, join
+from nextloom.inside import folder
+from nextloom.io import filesystem, is_uri, join
+from nextloom.store.copies import COPIES
 from nextloom.store.dataset import Dataset
+from nextloom.store.files import FILE_NAME
+from nextloom.store.log import LOG, LOG_NAME
+from nextloom.store.release import all_releases
 
-TABLES = ("rows", "gone", "columns", "packs")
+TABLES = {"rows": 0, "gone": 0, "columns": 2, "packs": 2, COPIES: 1}
+"""Folder -> how many folders deep its tables lie."""
+Stamp = tuple[int, int, int]
+"""Inode, size and time of a file's last change: another file under the same name has another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +47,13 @@ class Garbage:
     """Path below the dataset."""
     dead: bool
     """Nothing names the table itself: its log goes too."""
-    files: tuple[str, ...]
-    """Paths as the dataset's filesystem has them."""
-    size: int
-    """Bytes."""
+    files: Mapping[str, Stamp]
+    """Paths below the dataset, and what was there when they were listed."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(size for _, size, _ in self.files.values())
 
 
 def find_garbage(dataset: Dataset, wanted: Mapping[str, str], older_than: float = 1.0) -> list[Garbage]:
@@ -48,68 +63,148 @@ def find_garbage(dataset: Dataset, wanted: Mapping[str, str], older_than: float 
         dataset: which.
         wanted: step -> fingerprint of the columns that the recipe wants now.
         older_than: hours since a file's last change.
+
+    Raises:
+        Damaged: a receipt or release cannot be read, so what it names is not known.
     """
-    live = {*_live_tables(dataset), *(f"columns/{step}/{fingerprint}" for step, fingerprint in wanted.items())}
-    named = _released(dataset)
+    live = {*live_tables(dataset), *(f"columns/{step}/{fingerprint}" for step, fingerprint in wanted.items())}
+    named = released_files(dataset)
     for table in live:
-        at = _table(dataset, table)
-        named |= {f"{table}/{file.path}" for file in at.files()}
-    system, base = filesystem(dataset.uri)
+        named |= {f"{table}/{file.path}" for file in dataset.table(table).files()}
+    named |= {f"{COPIES}/{path}" for path in named if path.startswith(("rows/", "gone/"))}
     limit = time.time() - older_than * 3600
-    found: dict[str, list[pafs.FileInfo]] = {}
+    found: dict[str, dict[str, Stamp]] = {}
     young: set[str] = set()
-    for kind in TABLES:
-        selector = pafs.FileSelector(join(base, kind), allow_not_found=True, recursive=True)
-        for info in system.get_file_info(selector):
-            path = info.path[len(base) :].lstrip("/")
-            table = _table_of(path)
-            kept = path in named or (table in live and "/_delta_log/" in f"/{path}")
-            if info.type != pafs.FileType.File or kept:
-                continue
-            if info.mtime.timestamp() > limit:
-                young.add(table)
-            else:
-                found.setdefault(table, []).append(info)
+    for path, stamp in our_files(dataset):
+        table = _table_of(path)
+        if path in named or (table in live and f"/{LOG}/" in path):
+            continue
+        if stamp[2] / 1e9 > limit:
+            young.add(table)
+        else:
+            found.setdefault(table, {})[path] = stamp
     out = []
     for table, files in sorted(found.items()):
-        dead = table not in live and not any(name.startswith(f"{table}/") for name in named)
+        unnamed = not any(name.startswith(f"{table}/") for name in named)
+        dead = unnamed and table not in live and not table.startswith(f"{COPIES}/")
         if not dead or table not in young:  # half a log would be no table
-            out.append(Garbage(table, dead, tuple(f.path for f in files), sum(f.size for f in files)))
+            out.append(Garbage(table, dead, dict(sorted(files.items()))))
     return out
 
 
-def vacuum(dataset: Dataset, garbage: list[Garbage]) -> None:
-    """Delete what `find_garbage` found; the caller holds the lease."""
+def vacuum(dataset: Dataset, garbage: list[Garbage]) -> list[str]:
+    """Delete what `find_garbage` found; the caller holds the lease.
+
+    Returns:
+        Paths below the dataset that were deleted. What was replaced since the listing is left.
+    """
     dataset.guard()
-    system, base = filesystem(dataset.uri)
+    deleted = []
     for table in garbage:
-        for path in table.files:
-            system.delete_file(path)
-        folder = join(base, table.table)
-        left = system.get_file_info(pafs.FileSelector(folder, allow_not_found=True, recursive=True))
-        if table.dead and not any(info.type == pafs.FileType.File for info in left):
-            system.delete_dir(folder)
+        deleted += [path for path, stamp in table.files.items() if _delete(dataset, path, stamp)]
+        if table.dead:
+            _remove_empty(dataset, table.table)
+    return deleted
+
+
+def our_files(dataset: Dataset) -> Iterator[tuple[str, Stamp]]:
+    """Every file below the tables' folders that has a name of ours; no link is followed."""
+    if is_uri(dataset.uri):
+        system, base = filesystem(dataset.uri)
+        for kind in TABLES:
+            selector = pafs.FileSelector(join(base, kind), allow_not_found=True, recursive=True)
+            for info in system.get_file_info(selector):
+                path = info.path[len(base) :].lstrip("/")
+                if info.type == pafs.FileType.File and is_ours(path):
+                    yield path, (0, info.size, int(info.mtime.timestamp() * 1e9))
+        return
+    above, _, name = dataset.uri.rstrip("/").rpartition("/")
+    for kind in TABLES:
+        with suppress(FileNotFoundError), folder(above or "/", [name, kind]) as handle:
+            for path, info in _walk(handle, kind, 5):
+                if is_ours(path):
+                    yield path, _stamp(info)
+
+
+def all_tables(dataset: Dataset) -> list[str]:
+    """Every table that has a file or a log entry, by its path below the dataset."""
+    found = {_table_of(path) for path, _ in our_files(dataset)}
+    return sorted(table for table in found if not table.startswith(f"{COPIES}/"))
+
+
+def is_ours(path: str) -> bool:
+    """Whether `path` below a dataset is one that a table's files or log have."""
+    kind, *folders, name = path.split("/")
+    depth = TABLES.get(kind, -1)
+    if folders[depth:] == [LOG] and kind != COPIES:
+        return LOG_NAME.match(name) is not None
+    return len(folders) == depth and FILE_NAME.match(name) is not None
+
+
+def _walk(handle: int, path: str, depth: int) -> Iterator[tuple[str, os.stat_result]]:
+    """Regular files below an opened folder."""
+    with os.scandir(handle) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+        for entry in found:
+            info = entry.stat(follow_symlinks=False)
+            if stat.S_ISREG(info.st_mode):
+                yield f"{path}/{entry.name}", info
+            elif stat.S_ISDIR(info.st_mode) and depth:
+                inner = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=handle)
+                try:
+                    yield from _walk(inner, f"{path}/{entry.name}", depth - 1)
+                finally:
+                    os.close(inner)
+
+
+def _stamp(info: os.stat_result) -> Stamp:
+    return info.st_ino, info.st_size, info.st_mtime_ns
+
+
+def _delete(dataset: Dataset, path: str, stamp: Stamp) -> bool:
+    """Delete one file, by the handle of its folder, if it is the one that was listed."""
+    if is_uri(dataset.uri):
+        system, base = filesystem(dataset.uri)
+        system.delete_file(join(base, path))
+        return True
+    above, _, name = dataset.uri.rstrip("/").rpartition("/")
+    *folders, last = path.split("/")
+    with suppress(FileNotFoundError), folder(above or "/", [name, *folders]) as handle:
+        info = os.stat(last, dir_fd=handle, follow_symlinks=False)
+        if stat.S_ISREG(info.st_mode) and _stamp(info) == stamp:
+            os.unlink(last, dir_fd=handle)
+            return True
+    return False
+
+
+def _remove_empty(dataset: Dataset, table: str) -> None:
+    """Take away the folders of a table in which nothing is left."""
+    if is_uri(dataset.uri):
+        return
+    above, _, name = dataset.uri.rstrip("/").rpartition("/")
+    for path in (f"{table}/{LOG}", table, table.rpartition("/")[0]):
+        *folders, last = path.split("/")
+        with suppress(OSError), folder(above or "/", [name, *folders]) as handle:  # not empty, or a link
+            if folders or last not in TABLES:
+                os.rmdir(last, dir_fd=handle)
 
 
 def _table_of(path: str) -> str:
     """``rows``, ``columns/<step>/<fingerprint>`` or ``packs/<name>/<fingerprint>`` of a path below the dataset."""
     parts = path.split("/")
-    return "/".join(parts[:3]) if parts[0] in ("columns", "packs") else parts[0]
+    return "/".join(parts[: TABLES[parts[0]] + 1])
 
 
-def _table(dataset: Dataset, path: str) -> Any:
-    kind, *rest = path.split("/")
-    if kind == "columns":
-        return dataset.column(*rest)
-    return dataset.packs(*rest) if kind == "packs" else getattr(dataset, kind)
+def live_tables(dataset: Dataset) -> Iterator[str]:
+    """Tables that a receipt or a pack plan names.
 
-
-def _live_tables(dataset: Dataset) -> Iterator[str]:
-    """Tables that a receipt or a pack plan names."""
+    Raises:
+        Damaged: a receipt cannot be read.
+    """
     yield from ("rows", "gone")
     for name in dataset.documents.names("receipts"):
         step = name.removeprefix("receipts/").removesuffix(".json")
-        receipt = dataset.receipt(step) or {}
+        receipt = dataset.receipt(step, strict=True) or {}
         fingerprint = receipt.get("fingerprint")
         if fingerprint is None:
             continue  # of the source: it names units
@@ -120,15 +215,13 @@ def _live_tables(dataset: Dataset) -> Iterator[str]:
             yield f"columns/{step}/{fingerprint}"
 
 
-def _released(dataset: Dataset) -> set[str]:
-    """Files, below the dataset, that any release lists."""
+def released_files(dataset: Dataset) -> set[str]:
+    """Files, below the dataset, that any release lists.
+
+    Raises:
+        Damaged: a release cannot be read.
+    """
     named: set[str] = set()
-    for name in dataset.documents.names("releases"):
-        document = dataset.documents.read(name) or {}
-        specs = [document["rows"], *document["columns"].values()]
-        selection = document["selection"]
-        while selection:
-            specs.append(selection)
-            selection = selection.get("parents")
-        named |= {f"{spec['table']}/{file['path']}" for spec in specs for file in spec["files"]}
+    for release in all_releases(dataset.uri):
+        named |= {f"{table}/{file.path}" for table, files in release.files().items() for file in files}
     return named

@@ -25,9 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from nextloom.documents import Folder
 from nextloom.errors import UserError
 from nextloom.gpu import cuda
-from nextloom.io import Folder, is_uri
+from nextloom.io import is_uri
 from nextloom.store.lease import Lease
 from nextloom.tokenize.tokenizer_config import digest as folder_digest
 from nextloom.train.engine.folder import RECEIPT, RUN, read, write

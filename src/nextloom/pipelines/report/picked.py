@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as pads
 
-from nextloom.io import filesystem, join
 from nextloom.op import CHILDREN, Expand
 from nextloom.pipelines.plan import Planner
 from nextloom.pipelines.recipe import SOURCE
 from nextloom.store.dataset import ROWS
-from nextloom.store.files import windows
+from nextloom.store.files import read_sparse, windows
 from nextloom.store.table import Table
 
 SPAN_ROWS = 250_000
@@ -41,13 +39,12 @@ def pick(table: Table, ids: np.ndarray, columns: list[str], schema: pa.Schema) -
     """
     names = ["id", *(name for name in columns if name != "id")]
     wanted = np.sort(np.asarray(ids, np.int64))
-    system, base = filesystem(table.uri)
     parts = [schema.empty_table().select(names)]
     for file in table.files():
         mine = wanted[np.searchsorted(wanted, file.min_id) : np.searchsorted(wanted, file.max_id, side="right")]
         if len(mine):
-            data = pads.dataset(join(base, file.path), format="parquet", filesystem=system)
-            parts.append(data.to_table(columns=names, filter=pc.field("id").isin(pa.array(mine))))
+            with suppress(LookupError):
+                parts.append(read_sparse(table.uri, [file], mine, names))
     return pa.concat_tables(parts, promote_options="permissive").sort_by("id")
 
 
