@@ -19,6 +19,7 @@ from nextloom.errors import UserError
 from nextloom.op import CHILDREN, Annotate, Expand, Op, Reduce, Select, digest
 from nextloom.pipelines.recipe import SOURCE, Graph, Recipe, Step
 from nextloom.pipelines.uses import check_environment, code_of, environment_of
+from nextloom.pipelines.vanishing import warning
 from nextloom.store.dataset import ROWS, Dataset
 from nextloom.store.files import take_ids
 from nextloom.store.listing import Changes
@@ -50,6 +51,8 @@ class StepPlan:
     """Class and file of an op from outside of the package."""
     environment: tuple[str, ...] = ()
     """Environment variables that the op reads."""
+    warning: str = ""
+    """What a rule may lose that its author did not mean to, and what to write instead."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -120,6 +123,7 @@ class Planner:
         """State of one step; the steps it needs must have been judged before."""
         plan = StepPlan(step.name, step.op.name, step.kind, FRESH)
         plan.code, plan.environment = code_of(step.op), environment_of(step.op)
+        plan.warning = warning(self.graph, step)
         try:
             self.identify(step)
         except UserError as error:

@@ -20,13 +20,14 @@ from nextloom.op import Select
 from nextloom.pipelines.plan import BLOCKED, Planner
 from nextloom.pipelines.recipe import SOURCE, Recipe
 from nextloom.pipelines.report.album import Album
-from nextloom.pipelines.report.duplicates import duplicates, has_groups
+from nextloom.pipelines.report.duplicates import duplicates
 from nextloom.pipelines.report.failures import failures
 from nextloom.pipelines.report.funnel import funnel
 from nextloom.pipelines.report.removals import removals
 from nextloom.pipelines.report.runs import runs
 from nextloom.pipelines.report.thresholds import thresholds
 from nextloom.pipelines.report.topics import topics
+from nextloom.pipelines.vanishing import has_groups
 from nextloom.store.dataset import Dataset
 
 
