@@ -7,6 +7,8 @@ const NEAREST = 8, WIDTH = 1000, HEIGHT = 112;
 
 const number = (v, digits = 4) => Number(v.toPrecision(digits)).toLocaleString("en", { maximumSignificantDigits: digits });
 const count = v => Math.round(v).toLocaleString("en");
+// A picture that stands in the page's text is not in the data again.
+const picture = slot => DATA.pictures[slot][1] || document.querySelector(`img[data-slot="${slot}"]`).src;
 const share = (a, b) => b ? `${(100 * a / b).toFixed(1).replace(".0", "")}%` : "";
 const met = { ">": (a, b) => a > b, ">=": (a, b) => a >= b, "<": (a, b) => a < b, "<=": (a, b) => a <= b, "=": (a, b) => a === b, "<>": (a, b) => a !== b };
 
@@ -281,11 +283,11 @@ class Select {
       side.title.replaceChildren(t.alone ? element("b", {}, inside ? "passes" : "fails") : "", ` ${name}`);
       side.node.className = `side ${inside ? "in" : "out"}`;
       side.strip.replaceChildren(...rows.slice(0, NEAREST).map(i => {
-        const [key, picture] = DATA.pictures[this.moved.slots[i]];
+        const slot = this.moved.slots[i], [key] = DATA.pictures[slot];
         const others = this.moved.parts.filter((_, p) => p !== t.part && this.fails(i, p, moved[p]));
         const title = others.length ? `${key}\nalso removed by: ${others.join(", ")}` : key;
         return element("figure", { title, class: others.length ? "other" : "" },
-          element("img", { src: picture, alt: key }), element("figcaption", {}, number(values[i])));
+          element("img", { src: picture(slot), alt: key }), element("figcaption", {}, number(values[i])));
       }));
       if (!rows.length) side.strip.append(element("span", { class: "dim" }, "no picture here"));
     }
