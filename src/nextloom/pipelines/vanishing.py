@@ -7,6 +7,7 @@ to write that, and says what to write instead: `distinct`, which elects among th
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 from nextloom.curation.decisions.certainty import certain
@@ -61,7 +62,7 @@ def _rejected_otherwise(graph: Graph, step: Step, name: str) -> str:
     for part in step.op.parts():
         steps = {other for other, _ in _columns(part)}
         if steps - {name} and certain(part, {(name, "hit"): False}) is not True:
-            return repr(part)
+            return f"`{part}`"
     if step.rows != graph[name].rows:
         return f"the select {step.rows!r} before it"
     return ""
@@ -73,7 +74,7 @@ def _instead(graph: Graph, step: Step, name: str) -> str:
     left = [part for part in step.op.parts() if (name, "hit") not in _columns(part)]
     where = " and ".join(f"({part})" if _is_or(part) and len(left) > 1 else part for part in left)
     groups = [*step.op.distinct, f"{name}.group"]
-    fields = [f'where: "{where or "source.id is not null"}"']
+    fields = [f"where: {json.dumps(where or 'source.id is not null', ensure_ascii=False)}"]
     fields.append(f"distinct: {groups[0] if len(groups) == 1 else '[' + ', '.join(groups) + ']'}")
     by = getattr(graph[name].op, "by", None)
     if by and not step.op.best:

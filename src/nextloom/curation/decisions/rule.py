@@ -72,6 +72,7 @@ def connect(threads: int = 1) -> duckdb.DuckDBPyConnection:
         "enable_external_access": "false",
         "autoinstall_known_extensions": "false",
         "autoload_known_extensions": "false",
+        "python_enable_replacements": "false",
         "lock_configuration": "true",
         "threads": threads,
     }

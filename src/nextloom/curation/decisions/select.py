@@ -209,8 +209,11 @@ class SelectWhere(Select):
             table(id, root, place: int64) sorted by id: rows of one group have one `root`; the lower `place` is better.
         """
         connection = connect()
+        tables = {step: columns[step] for step in self.used()}
         try:
-            order_by = self._grouped(connection, columns)
+            for step, table in tables.items():
+                connection.register(step, table)
+            order_by = self._grouped(connection, tables)
             place = f"row_number() OVER (ORDER BY {order_by}) AS place"
             return connection.sql(f"SELECT id, root, {place} FROM {_JUDGED} ORDER BY id").to_arrow_table()
         finally:

@@ -130,12 +130,10 @@ def _why_out(planner: Planner, rows: str, ids: np.ndarray) -> Iterator[str]:
         if not len(left):
             return
         said = _verdicts(planner, step, left)
-        found = dict(
-            zip(said["id"].to_pylist(), zip(*(said[n].to_pylist() for n in ("verdict", "reason"))), strict=True)
-        )
+        found = {row["id"]: row for row in said.to_pylist()}
         stays = []
         for row_id in left.tolist():
-            verdict, reason = found.get(row_id, (None, None))
+            verdict, reason = (found.get(row_id, {}).get(name) for name in ("verdict", "reason"))
             if verdict == "kept":
                 stays.append(row_id)
             elif verdict is not None:

@@ -86,9 +86,17 @@ def _chart(name: str, values: list[tuple[int, float]], dropped: int) -> dict[str
         "points": " ".join(f"{x:g},{y:g}" for x, y in points),
         "dots": points if len(points) <= 30 else [],
         "x": [{"at": place(step, low)[0], "text": f"{step:,}"} for step in steps],
-        "y": [{"at": place(first, level)[1], "text": f"{level:.3g}"} for level in levels],
+        "y": [{"at": place(first, level)[1], "text": _spoken(level)} for level in levels],
         "log": log,
     }
+
+
+def _spoken(value: float) -> str:
+    """A number of a few characters: 0.12, 9.4e-4."""
+    if value == 0 or 0.01 <= abs(value) < 1e5:
+        return f"{value:.3g}"
+    digits, _, power = f"{value:.1e}".partition("e")
+    return f"{digits}e{int(power)}"
 
 
 def _thinned(values: list[tuple[int, float]]) -> list[tuple[int, float]]:
