@@ -87,10 +87,10 @@ class Album:
             self._read_captions(domain, ids)
         content, spent = Content(self._planner.recipe.source.door()), 0
         for (domain, _), slot in sorted(asked[:MOST], key=lambda item: (item[1] in self._spare, item[0])):
-            picture = self._picture(domain, self._rows.get(slot), content)
-            if picture is not None and spent + len(picture) <= MOST_BYTES:
-                self.pictures[slot] = picture
-                spent += len(picture)
+            made = self._picture(domain, self._rows.get(slot), content)
+            if made is not None and spent + len(made) <= MOST_BYTES:
+                self.pictures[slot] = made
+                spent += len(made)
 
     def _read_captions(self, domain: str, ids: np.ndarray) -> None:
         for step in self._planner.graph:
@@ -105,7 +105,7 @@ class Album:
             return None
         try:
             raw = self._fetched(domain, row["id"]) if row["uri"].startswith(WEB) else content.fetch(row)
-            return thumbnail(pixels.decode(raw, row.get("frame") or 0))
+            return picture(raw, row.get("frame") or 0)
         except Exception:  # the report shows what there is; why a row has no pixels, its failures say
             return None
 
@@ -125,6 +125,15 @@ def _cut(text: str, length: int) -> str:
     """The start of a text of any length, with nothing in it that a reader does not see."""
     plain = printable(text[:length])
     return f"{plain[:length]}..." if len(text) > length else plain
+
+
+def picture(raw: bytes, frame: int = 0) -> str:
+    """Data URI of what a file shows: decoded and encoded anew, so that nothing else of the file is in it.
+
+    Raises:
+        Exception: the file does not decode.
+    """
+    return thumbnail(pixels.decode(raw, frame))
 
 
 def thumbnail(rgb: np.ndarray) -> str:
