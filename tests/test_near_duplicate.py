@@ -264,7 +264,7 @@ def test_the_same_rows_in_another_order_give_the_same_column():
 
 def test_new_rows_and_new_scores_do_not_rename_a_group():
     """Before: a group was named after its representative, so a better copy renamed it."""
-    op = NearDuplicate(reads=("phash", "stats"), keep="best", by="stats.sharpness", max_distance=2)
+    op = NearDuplicate(reads=("phash", "stats"), keep="best", by="stats.sharpness", max_distance=2, max_colour=None)
     ids, scores = [10, 11, 12, 13], [1, 2, 5, 9]
     for count in (2, 3, 4):
         columns = {
