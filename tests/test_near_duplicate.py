@@ -237,7 +237,7 @@ def test_the_best_of_a_group_stays(order, scores, best):
     scores = pa.concat_arrays([scores, scores.slice(1, 1), scores.slice(0, 1)])
     hashes = table([0, 1, 3, -1, None], ids)
     result = op.reduce({"phash": hashes, "stats": scored(scores, ids)}).to_pylist()
-    assert [row["group"] for row in result] == [best] * 3 + [13, None]
+    assert [row["group"] for row in result] == [10] * 3 + [13, None], "whoever stays"
     assert [row["hit"] for row in result] == [i != best for i in ids[:3]] + [False, None]
     assert [row["size"] for row in result] == [3, 3, 3, 1, None]
     values = {10: 0, 11: 1, 12: 3}
@@ -255,9 +255,25 @@ def test_the_same_rows_in_another_order_give_the_same_column():
     assert op.reduce(mixed).equals(result)
     groups_of = {}
     for row, score in zip(result.to_pylist(), scores, strict=True):
-        groups_of.setdefault(row["group"], []).append((-score, row["id"]))
+        groups_of.setdefault(row["group"], []).append((-score, row["id"], row["hit"]))
     assert len(groups_of) < 150
-    assert all(min(members)[1] == group for group, members in groups_of.items())
+    for group, members in groups_of.items():
+        assert min(row_id for _, row_id, _ in members) == group
+        assert [hit for *_, hit in sorted(members)] == [False] + [True] * (len(members) - 1)
+
+
+def test_new_rows_and_new_scores_do_not_rename_a_group():
+    """Before: a group was named after its representative, so a better copy renamed it."""
+    op = NearDuplicate(reads=("phash", "stats"), keep="best", by="stats.sharpness", max_distance=2, max_colour=None)
+    ids, scores = [10, 11, 12, 13], [1, 2, 5, 9]
+    for count in (2, 3, 4):
+        columns = {
+            "phash": table([0, 1, 3, 0][:count], ids[:count]),
+            "stats": scored(pa.array(scores[:count]), ids[:count]),
+        }
+        result = op.reduce(columns)
+        assert result["group"].to_pylist() == [10] * count
+        assert result["hit"].to_pylist() == [True] * (count - 1) + [False], "the newest is the best each time"
 
 
 def test_no_rows_and_one_row():
@@ -509,6 +525,7 @@ def test_the_sharpest_copy_stays_in_a_run(tmp_path, ray_local):
     assert {k: counts["keep"][k] for k in ("kept", "rejected", "failed")} == {"kept": 2, "rejected": 1, "failed": 1}
     column = {row["key"]: row for row in contents(recipe, dataset)["duplicate"]}
     assert [column[key]["hit"] for key in ("a_blurred.png", "web/sharp.png", "other.png")] == [True, False, False]
-    assert column["a_blurred.png"]["group"] == column["web/sharp.png"]["id"]
+    both = [column[key] for key in ("a_blurred.png", "web/sharp.png")]
+    assert [row["group"] for row in both] == [min(row["id"] for row in both)] * 2
     assert column["a_blurred.png"]["size"] == 2
     assert column["broken.jpg"]["error"]["type"] == "BrokenPicture"

@@ -153,6 +153,30 @@ def test_counts_and_pictures_follow_a_dragged_threshold(made, page):
     assert (keys(page, "stats.width", "in"), keys(page, "stats.width", "out")) == before
 
 
+def test_copies_are_elected_anew_where_a_threshold_is_moved(made, page):
+    """What the page counts with `distinct` is what a run with the moved threshold decides."""
+    root, _, dataset, _ = made
+
+    def recipe_at(width: int):
+        rule = {"op": "select", "where": f"stats.width >= {width} and stats.width < 100"}
+        group = {"distinct": "duplicate.group", "best": "stats.width asc"}
+        return build(root, {**steps(60), "one": {**rule, **group}})[0]
+
+    run(recipe_at(60), dataset)
+    open_report(page, recipe_at(60), dataset, root)
+    one = page.locator("section.select[data-step=one]")
+    for width in (20, 24, 25):  # the copies are 20 and 24 wide: both kept once, one of them, none
+        one.get_by_role("spinbutton", name="stats.width >=").fill(str(width))
+        settle(page)
+        real = run(recipe_at(width), dataset)["one"]["kept"]
+        assert number(page, "section.select[data-step=one] [data-live=kept]") == real
+        copies = [r for r in contents(recipe_at(width), dataset)["one"] if r["reason"] == "distinct duplicate.group"]
+        assert number(page, "section.select[data-step=one] [data-rule='2'] [data-cell=fails]") == len(copies)
+        assert len(copies) == {20: 2, 24: 1, 25: 0}[width]
+    assert f"stats.width >= {width} and stats.width < 100" in one.locator(".where").text_content()
+    assert "distinct" not in one.locator(".where").text_content()
+
+
 def test_slider_and_number_work_from_the_keyboard(made, page):
     root, recipe, dataset, rows = made
     open_report(page, recipe, dataset, root)
@@ -202,6 +226,8 @@ def test_hostile_names_are_text(made, page):
         assert any("<img src=x onerror" in key for key in shown)
     assert page.evaluate("window.hurt") is None
     assert page.locator("img[src='x'], script:not([type])").count() == 1, "the page's own script alone"
+    sheets = page.locator("[data-sheet] img").evaluate_all("images => images.map(i => [i.alt, i.naturalWidth])")
+    assert any("<img src=x onerror" in key for key, _ in sheets) and all(width > 0 for _, width in sheets)
 
 
 def test_the_policy_stops_what_escaping_would_let_through(made, browser):

@@ -86,7 +86,7 @@ def test_the_best_of_a_group_stays():
     scores = pa.table({"id": [0, 1, 2, 3], "score": [0.1, None, 0.9, 0.5], "error": pa.nulls(4, ERROR)})
     best = SemanticDuplicate(reads=("embed", "s"), keep="best", by="s.score")
     out = best.reduce({"embed": table(vectors), "s": scores})
-    assert out["group"].to_pylist() == [3, 3, 2, 3] and out["hit"].to_pylist() == [True, True, False, False]
+    assert out["group"].to_pylist() == [0, 0, 2, 0] and out["hit"].to_pylist() == [True, True, False, False]
 
 
 def test_rows_without_an_embedding_and_none_at_all():

@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
 from nextloom.curation.sources.source import Item, Source, item_table
-from nextloom.op import Annotate, Row
+from nextloom.op import Annotate, Row, RowFailure
 
 SUBJECTS = ("cat", "dog", "tea")
 FOLDERS = ("camera", "web")
@@ -70,3 +70,21 @@ class Fetched(Annotate):
         buffer = io.BytesIO()
         Image.new("RGB", (30, 20), (int(row.key) * 50,) * 3).save(buffer, "PNG")
         return {"bytes": buffer.getvalue()}
+
+
+class Odd(Annotate):
+    """Fails rows wider than 25 pixels, each with a detail of its own."""
+
+    name: ClassVar[str] = "odd"
+    code_version: ClassVar[int] = 1
+    needs: ClassVar[Literal["nothing", "bytes", "pixels"]] = "pixels"
+
+    def columns(self) -> pa.Schema:
+        return pa.schema([("width", pa.int64())])
+
+    def measure(self, row: Row) -> dict:
+        assert row.pixels is not None
+        width = row.pixels.shape[1]
+        if width > 25:
+            raise RowFailure("TooWide", "wider than 25 pixels", detail=f"{width} pixels<i>")
+        return {"width": width}

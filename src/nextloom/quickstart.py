@@ -74,7 +74,7 @@ def summary(root: str, seconds: float) -> str:
         f"  grid       {runs / 'drawings' / 'grid.png'}   (picture, its reconstruction, drawing from the caption)",
         "",
         "next: change a threshold and see what it costs:",
-        '  nextloom plan emoji --set "steps.keep.where=stats.short_side >= 64 and not duplicate.hit"',
+        '  nextloom plan emoji --set "steps.keep.where=stats.short_side >= 64 and source.caption is not null"',
     ]
     return "\n".join(lines)
 

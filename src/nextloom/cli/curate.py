@@ -62,6 +62,8 @@ def _show_plan(plans: list[Any]) -> None:
             say(f"code         {p.step}: {p.code}")
         if p.environment:
             say(f"environment  {p.step}: {', '.join(p.environment)}")
+        if p.warning:
+            say(f"warning      {p.step}: {p.warning}")
 
 
 @app.command()

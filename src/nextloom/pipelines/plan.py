@@ -19,6 +19,7 @@ from nextloom.errors import Damaged, UserError
 from nextloom.op import CHILDREN, Annotate, Expand, Op, Reduce, Select, digest
 from nextloom.pipelines.recipe import SOURCE, Graph, Recipe, Step
 from nextloom.pipelines.uses import check_environment, code_of, environment_of
+from nextloom.pipelines.vanishing import warning
 from nextloom.store.dataset import ROWS, Dataset
 from nextloom.store.files import take_ids
 from nextloom.store.listing import Changes
@@ -52,6 +53,8 @@ class StepPlan:
     """Environment variables that the op reads."""
     next: str = ""
     """The command that helps where it is blocked, if one does."""
+    warning: str = ""
+    """What a rule may lose that its author did not mean to, and what to write instead."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -129,6 +132,7 @@ class Planner:
         self.damaged.pop(step.name, None)
         if lost := {step.rows, step.domain, *step.reads} & self.damaged.keys():
             return self._hurt(step, plan, self.damaged[min(lost)])
+        plan.warning = warning(self.graph, step)
         try:
             self.identify(step)
         except UserError as error:

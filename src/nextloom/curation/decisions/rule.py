@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
@@ -67,11 +67,13 @@ class Comparison:
 
 
 def connect(threads: int = 1) -> duckdb.DuckDBPyConnection:
-    """A database in memory that can reach neither files nor network and installs nothing."""
+    """A database in memory that can reach neither files nor network, installs nothing, and cannot be told to."""
     config: dict[str, bool | float | int | list[str] | str] = {
         "enable_external_access": "false",
         "autoinstall_known_extensions": "false",
         "autoload_known_extensions": "false",
+        "python_enable_replacements": "false",
+        "lock_configuration": "true",
         "threads": threads,
     }
     return duckdb.connect(":memory:", config=config)
@@ -84,7 +86,7 @@ def parse(sql: str) -> Rule:
     Raises:
         ValueError: a syntax error, or something that is not about one row.
     """
-    root = _expression(sql)
+    root = expression(sql)
     columns = []
     for node in _nodes(root):
         kind = node["class"]
@@ -111,7 +113,7 @@ def comparisons(sql: str) -> tuple[Comparison, ...]:
     """
     found = []
     for place, part in enumerate(parse(sql).parts):
-        root = _expression(part)
+        root = expression(part)
         for node in _nodes(root):
             for column, operator, number in _compared(node):
                 name, value = _column(column), _number(number)
@@ -128,8 +130,15 @@ def compared_columns(sql: str) -> tuple[tuple[tuple[str, str], tuple[str, str]],
         ValueError: as `parse`.
     """
     parse(sql)
-    pairs = [(_column(a), _column(b)) for node in _nodes(_expression(sql)) for a, _, b in _compared(node)]
+    pairs = [(_column(a), _column(b)) for node in _nodes(expression(sql)) for a, _, b in _compared(node)]
     return tuple(dict.fromkeys((a, b) if a <= b else (b, a) for a, b in pairs if a and b))
+
+
+@lru_cache(maxsize=256)
+def column_of(sql: str) -> tuple[str, str] | None:
+    """(step, column) of a text that is one column and nothing else; None of any other."""
+    root = expression(sql)
+    return _column(root) if root["class"] == "COLUMN_REF" else None
 
 
 def _column(node: dict[str, Any]) -> tuple[str, str] | None:
@@ -164,8 +173,12 @@ def _number(tree: dict[str, Any]) -> float | None:
     return float(value)
 
 
-def _expression(sql: str) -> dict[str, Any]:
-    """Syntax tree of one expression, without the positions in the text."""
+def expression(sql: str) -> dict[str, Any]:
+    """Syntax tree of one expression, without the positions in the text.
+
+    Raises:
+        ValueError: a syntax error, or more than one expression.
+    """
     tree = _tree(f"SELECT ({sql}\n)")
     if tree.get("error"):
         raise ValueError(f"not a SQL expression: {tree['error_message']}")
@@ -183,6 +196,33 @@ def _expression(sql: str) -> dict[str, Any]:
 def _tree(query: str) -> dict[str, Any]:
     text = _ask("SELECT json_serialize_sql(?)", query)
     return json.loads(text, object_hook=_without_position)
+
+
+def value_of(tree: dict[str, Any], known: Mapping[tuple[str, str], bool]) -> Any:
+    """Value of an expression whose columns are all `known`.
+
+    Raises:
+        ValueError: it reads another column, or has no value.
+    """
+    names = {False: expression("false"), True: expression("true")}
+
+    def put(node: Any) -> Any:
+        if isinstance(node, list):
+            return [put(one) for one in node]
+        if not isinstance(node, dict):
+            return node
+        if node.get("class") == "COLUMN_REF":
+            place = _column(node)
+            if place not in known:
+                raise ValueError(f"{'.'.join(node['column_names'])} is not known")
+            return names[known[place]]
+        return {key: put(value) for key, value in node.items()}
+
+    try:
+        row = _database().execute(f"SELECT {_sql(put(tree))}").fetchone()
+    except duckdb.Error as error:
+        raise ValueError(str(error)) from None
+    return row[0] if row else None
 
 
 def _without_position(node: dict[str, Any]) -> dict[str, Any]:
@@ -237,7 +277,7 @@ def _parts(sql: str, root: dict[str, Any]) -> tuple[str, ...]:
     trees = root["children"] if root["type"] == "CONJUNCTION_AND" else [root]
     parts = _split(_tokens(sql))
     try:
-        if [_expression(part) for part in parts] == trees:
+        if [expression(part) for part in parts] == trees:
             return tuple(parts)
     except ValueError:
         pass

@@ -3,8 +3,12 @@
     duplicate: {op: near_duplicate, reads: [phash, stats], keep: best, by: stats.sharpness}
 
 A group has one representative, for which `hit` is false: its first row, or its best by a score column. `group` is
-the representative's id. A rule then drops copies with `not duplicate.hit`; which groups span several sources, the
-report tells.
+the smallest id of its members, whoever represents it, so that a new row or another score does not rename it. Which
+groups span several sources, the report tells.
+
+`hit` is decided over all rows this step runs on. A rule of nothing but `not duplicate.hit` drops the copies; with
+other rules beside it, ask `select` for one of each group instead (`distinct: duplicate.group`): else a group whose
+representative fails another rule is lost with its good copies.
 """
 
 from __future__ import annotations
@@ -117,9 +121,11 @@ class Duplicates(Reduce):
         """
         ids = compared["id"].to_numpy()
         size = np.bincount(stays_N, minlength=len(ids))[stays_N]
+        oldest_N = np.empty_like(stays_N)
+        oldest_N[stays_N[::-1]] = np.arange(len(ids))[::-1]  # the last assignment, the smallest, stays
         values = pa.table(
             {
-                "group": pa.array(ids[stays_N], pa.int64()),
+                "group": pa.array(ids[oldest_N[stays_N]], pa.int64()),
                 "hit": pa.array(stays_N != np.arange(len(ids)), pa.bool_()),
                 "size": pa.array(size, pa.int64()),
                 **measure,

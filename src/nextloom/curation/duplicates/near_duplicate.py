@@ -70,7 +70,7 @@ class NearDuplicate(Duplicates):
             columns: step -> table(id, values, error) for the steps in `reads`.
 
         Returns:
-            table(id, group, hit, size, distance) sorted by id. `group` is the id of the group's representative,
+            table(id, group, hit, size, distance) sorted by id. `group` is the smallest id of the group,
             `hit` is true for every other member, `size` counts the members, `distance` the bits between a row's
             hash and the representative's (0 to 64).
 

@@ -43,7 +43,7 @@ class SemanticDuplicate(Duplicates):
     """Groups of rows whose embeddings have a cosine of at least `min_similarity`."""
 
     name: ClassVar[str] = "semantic_duplicate"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
 
     min_similarity: float = Field(default=0.95, gt=0, le=1)
     """Cosine from which two rows are linked. What it means depends on the encoder: look at pairs before choosing."""
@@ -67,8 +67,8 @@ class SemanticDuplicate(Duplicates):
             columns: step -> table(id, values, error) for the steps in `reads`.
 
         Returns:
-            table(id, group, hit, size, similarity) sorted by id. `group` is the id of the group's representative,
-            `hit` is true for every other member, `size` counts the members, `similarity` is the cosine to the
+            table(id, group, hit, size, similarity) sorted by id. `group` is the smallest id of the group, `hit` is
+            true for all but its representative, `size` counts the members, `similarity` is the cosine to the
             representative (-1 to 1; 1 for itself).
 
         Raises:

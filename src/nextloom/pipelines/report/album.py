@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -20,14 +21,18 @@ from nextloom.op import Annotate
 from nextloom.pipelines.plan import Planner
 from nextloom.pipelines.recipe import SOURCE
 from nextloom.pipelines.report.picked import pick, table_of
+from nextloom.printable import printable
 
 SIDE = 96
 QUALITY = 60
 MOST = 1000
 MOST_BYTES = 6_000_000
 KEY_LENGTH = 200
+CAPTION_LENGTH = 160
+CAPTIONS = ("caption", "recaption")
+"""Ops whose column `text` is shown in place of the caption that the source brought."""
 
-_PLACE = ("key", "uri", "offset", "size", "member", "version", "frame")
+_PLACE = ("key", "uri", "offset", "size", "member", "version", "frame", "caption")
 
 
 class Album:
@@ -56,7 +61,19 @@ class Album:
 
     def key(self, slot: int) -> str:
         """Key of the row, cut to `KEY_LENGTH`; known after `develop`."""
-        return self._rows[slot]["key"][:KEY_LENGTH] if slot in self._rows else ""
+        return _cut(self._rows[slot]["key"], KEY_LENGTH) if slot in self._rows else ""
+
+    def caption(self, slot: int) -> str:
+        """What is said about the row, cut to `CAPTION_LENGTH`: by a caption step, or by its source; known after
+        `develop`."""
+        return _cut(self._rows.get(slot, {}).get("caption") or "", CAPTION_LENGTH)
+
+    def shown(self, slots: Iterable[int]) -> list[dict[str, Any]]:
+        """slot, key, caption and picture (data URI, or None) of rows; known after `develop`."""
+        return [
+            {"slot": slot, "key": self.key(slot), "caption": self.caption(slot), "picture": self.pictures.get(slot)}
+            for slot in slots
+        ]
 
     def develop(self) -> None:
         """Look the rows up, and make their pictures within the budget."""
@@ -67,19 +84,28 @@ class Album:
             names = [name for name in _PLACE if name in schema.names]
             for row in pick(table, ids, names, schema).to_pylist():
                 self._rows[self._slots[domain, row["id"]]] = row
+            self._read_captions(domain, ids)
         content, spent = Content(self._planner.recipe.source.door()), 0
         for (domain, _), slot in sorted(asked[:MOST], key=lambda item: (item[1] in self._spare, item[0])):
-            picture = self._picture(domain, self._rows.get(slot), content)
-            if picture is not None and spent + len(picture) <= MOST_BYTES:
-                self.pictures[slot] = picture
-                spent += len(picture)
+            made = self._picture(domain, self._rows.get(slot), content)
+            if made is not None and spent + len(made) <= MOST_BYTES:
+                self.pictures[slot] = made
+                spent += len(made)
+
+    def _read_captions(self, domain: str, ids: np.ndarray) -> None:
+        for step in self._planner.graph:
+            if step.op.name in CAPTIONS and step.domain == domain and step.name in self._planner.fingerprints:
+                table, schema = table_of(self._planner, step.name, domain)
+                for row in pick(table, ids, ["text"], schema).to_pylist():
+                    if row["text"] and (domain, row["id"]) in self._slots:
+                        self._rows[self._slots[domain, row["id"]]]["caption"] = row["text"]
 
     def _picture(self, domain: str, row: dict[str, Any] | None, content: Content) -> str | None:
         if row is None:
             return None
         try:
             raw = self._fetched(domain, row["id"]) if row["uri"].startswith(WEB) else content.fetch(row)
-            return thumbnail(pixels.decode(raw, row.get("frame") or 0))
+            return picture(raw, row.get("frame") or 0)
         except Exception:  # the report shows what there is; why a row has no pixels, its failures say
             return None
 
@@ -93,6 +119,21 @@ class Album:
                 if found and found[0] is not None:
                     return found[0]
         raise LookupError("no step has fetched it")
+
+
+def _cut(text: str, length: int) -> str:
+    """The start of a text of any length, with nothing in it that a reader does not see."""
+    plain = printable(text[:length])
+    return f"{plain[:length]}..." if len(text) > length else plain
+
+
+def picture(raw: bytes, frame: int = 0) -> str:
+    """Data URI of what a file shows: decoded and encoded anew, so that nothing else of the file is in it.
+
+    Raises:
+        Exception: the file does not decode.
+    """
+    return thumbnail(pixels.decode(raw, frame))
 
 
 def thumbnail(rgb: np.ndarray) -> str:

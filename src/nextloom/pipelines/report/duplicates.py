@@ -28,11 +28,6 @@ ACROSS = 10
 """Combinations of origins that are told."""
 
 
-def has_groups(step: Step) -> bool:
-    """Whether a step is one of duplicates: it has the columns `group` and `hit`."""
-    return step.kind == "reduce" and {"group", "hit"} <= set(step.op.columns().names)
-
-
 def duplicates(planner: Planner, step: Step, album: Album) -> dict[str, Any] | None:
     """Groups of a step of duplicates; None before its first result.
 

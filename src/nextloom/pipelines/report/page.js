@@ -7,6 +7,8 @@ const NEAREST = 8, WIDTH = 1000, HEIGHT = 112;
 
 const number = (v, digits = 4) => Number(v.toPrecision(digits)).toLocaleString("en", { maximumSignificantDigits: digits });
 const count = v => Math.round(v).toLocaleString("en");
+// A picture that stands in the page's text is not in the data again.
+const picture = slot => DATA.pictures[slot][1] || document.querySelector(`img[data-slot="${slot}"]`).src;
 const share = (a, b) => b ? `${(100 * a / b).toFixed(1).replace(".0", "")}%` : "";
 const met = { ">": (a, b) => a > b, ">=": (a, b) => a >= b, "<": (a, b) => a < b, "<=": (a, b) => a <= b, "=": (a, b) => a === b, "<>": (a, b) => a !== b };
 
@@ -53,6 +55,7 @@ class Select {
     this.moved = data.moved;
     this.judged = data.moved.judged;
     this.scale = this.judged / data.moved.sample;
+    this.copies = null;  // of `distinct`, whether each row of the sample is a copy, at the thresholds as they stand
     this.thresholds = data.moved.thresholds.map(t => ({ ...t, start: t.value }));
     this.start = this.tally();
     this.cells = [...section.querySelectorAll("[data-rule]")].map(row =>
@@ -72,6 +75,7 @@ class Select {
   // Whether row i fails a rule, at the thresholds as they stand. Where there is no number, the verdict stays.
   fails(i, part, moved) {
     const before = this.moved.unmet[i][part] === "1";
+    if (this.copies && part === this.parts().length && i < this.copies.length) return this.copies[i];
     if (!moved) return before;
     for (const t of this.thresholds) {
       if (t.part !== part) continue;
@@ -82,10 +86,28 @@ class Select {
     return false;
   }
 
+  // The rules of `where`: all but `distinct`, which is the last.
+  parts() {
+    return this.moved.distinct ? this.moved.parts.slice(0, -1) : this.moved.parts;
+  }
+
+  // Of the rows that meet `where`, those that are not the best of their group. Where the page holds a sample alone, a
+  // copy of a row that may lie outside of it stays one.
+  elect(moved) {
+    const { distinct, sample, unmet } = this.moved, last = this.parts().length, best = new Map(), meets = [];
+    for (let i = 0; i < sample; i++) {
+      meets[i] = this.parts().every((_, p) => !this.fails(i, p, moved[p])) && (sample === this.judged || unmet[i][last] !== "1");
+      const other = best.get(distinct.root[i]);
+      if (meets[i] && (other === undefined || distinct.place[i] < distinct.place[other])) best.set(distinct.root[i], i);
+    }
+    return meets.map((good, i) => good ? best.get(distinct.root[i]) !== i : sample !== this.judged && unmet[i][last] === "1");
+  }
+
   // Sample counts: per rule, per pair of rules, and kept per bin of each column.
   tally() {
     const { parts, columns, values, sample } = this.moved;
     const moved = parts.map((_, p) => this.isMoved(p));
+    if (this.moved.distinct) this.copies = this.elect(moved);
     const zero = () => parts.map(() => 0);
     const out = { kept: 0, fails: zero(), first: zero(), unique: zero(), joint: parts.map(zero), bins: columns.map(c => c.kept.map(() => 0)) };
     this.bins ||= columns.map((c, k) => Array.from({ length: sample }, (_, i) => bin(c, values[k][i])));
@@ -211,8 +233,8 @@ class Select {
 
   // The whole rule with the moved numbers in it.
   rule() {
-    return this.moved.parts.map((text, p) => {
-      if (!this.isMoved(p)) return /\bor\b/i.test(text) && this.moved.parts.length > 1 ? `(${text})` : text;
+    return this.parts().map((text, p) => {
+      if (!this.isMoved(p)) return /\bor\b/i.test(text) && this.parts().length > 1 ? `(${text})` : text;
       return this.thresholds.filter(t => t.part === p).map(t => `${this.moved.columns[t.column].name} ${t.operator} ${t.value}`).join(" and ");
     }).join(" and ");
   }
@@ -261,11 +283,11 @@ class Select {
       side.title.replaceChildren(t.alone ? element("b", {}, inside ? "passes" : "fails") : "", ` ${name}`);
       side.node.className = `side ${inside ? "in" : "out"}`;
       side.strip.replaceChildren(...rows.slice(0, NEAREST).map(i => {
-        const [key, picture] = DATA.pictures[this.moved.slots[i]];
+        const slot = this.moved.slots[i], [key] = DATA.pictures[slot];
         const others = this.moved.parts.filter((_, p) => p !== t.part && this.fails(i, p, moved[p]));
         const title = others.length ? `${key}\nalso removed by: ${others.join(", ")}` : key;
         return element("figure", { title, class: others.length ? "other" : "" },
-          element("img", { src: picture, alt: key }), element("figcaption", {}, number(values[i])));
+          element("img", { src: picture(slot), alt: key }), element("figcaption", {}, number(values[i])));
       }));
       if (!rows.length) side.strip.append(element("span", { class: "dim" }, "no picture here"));
     }

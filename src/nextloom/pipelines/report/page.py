@@ -20,14 +20,21 @@ from nextloom.op import Select
 from nextloom.pipelines.plan import BLOCKED, Planner
 from nextloom.pipelines.recipe import SOURCE, Recipe
 from nextloom.pipelines.report.album import Album
-from nextloom.pipelines.report.duplicates import duplicates, has_groups
+from nextloom.pipelines.report.changes import changes
+from nextloom.pipelines.report.duplicates import duplicates
 from nextloom.pipelines.report.failures import failures
 from nextloom.pipelines.report.funnel import funnel
 from nextloom.pipelines.report.removals import removals
 from nextloom.pipelines.report.runs import runs
+from nextloom.pipelines.report.sheet import sheet
+from nextloom.pipelines.report.survivors import survivors
 from nextloom.pipelines.report.thresholds import thresholds
 from nextloom.pipelines.report.topics import topics
+from nextloom.pipelines.vanishing import has_groups
 from nextloom.store.dataset import Dataset
+
+MOVABLE = ("step", "kept", "rejected", "rules", "joint", "moved")
+"""What the page's script needs to know of a Select whose thresholds can be moved."""
 
 
 def write_report(recipe: Recipe, dataset: Dataset, *, root: str) -> str:
@@ -45,15 +52,31 @@ def write_report(recipe: Recipe, dataset: Dataset, *, root: str) -> str:
 
 
 def render(report: dict[str, Any]) -> str:
-    """The page that shows what `gather` found."""
+    """The page that shows what `gather` found. A picture that stands in the page's text is not in its data again."""
     import jinja2
 
     folder = files("nextloom.pipelines.report")
-    page, style, script = (folder.joinpath(f"page.{k}").read_text(encoding="utf-8") for k in ("html", "css", "js"))
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    names = ("page.html", "page.parts.html", "page.css", "page.js")
+    texts = {name: folder.joinpath(name).read_text(encoding="utf-8") for name in names}
+    environment = jinja2.Environment(
+        loader=jinja2.DictLoader(texts), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters |= {"count": _count, "share": _share, "rate": _rate, "duration": _duration, "money": _money}
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.from_string(page).render(report, style=style, script=script, script_digest=digest)
+    digest = base64.b64encode(hashlib.sha256(texts["page.js"].encode()).digest()).decode()
+    data, seen = report["data"], _in_the_text(report)
+    pictures = {slot: [key, "" if slot in seen else uri] for slot, (key, uri) in data["pictures"].items()}
+    content = {**report, "data": {**data, "pictures": pictures}}
+    page = environment.get_template("page.html")
+    return page.render(content, style=texts["page.css"], script=texts["page.js"], script_digest=digest)
+
+
+def _in_the_text(report: dict[str, Any]) -> set[int]:
+    """Slots of the pictures that the page shows without its script."""
+    rows = [row for select in report["selects"] for strip in select["sheet"] for row in strip["rows"]]
+    rows += [row for select in report["selects"] for pair in select["survivors"] for row in pair["rows"]]
+    rows += [row for change in report["changes"] for side in ("out_rows", "came_rows") for row in change.get(side, ())]
+    rows += [row for found in report["duplicates"] for group in found["shown"] for row in group["members"]]
+    return {row["slot"] for row in rows if row["picture"]}
 
 
 def gather(recipe: Recipe, dataset: Dataset, *, root: str) -> dict[str, Any]:
@@ -63,20 +86,28 @@ def gather(recipe: Recipe, dataset: Dataset, *, root: str) -> dict[str, Any]:
     steps, failed, selects, groups = [], [], [], []
     for step in planner.graph:
         state = planner.judge(step)
-        steps.append(funnel(planner, step, state))
+        steps.append({**funnel(planner, step, state), "warning": state.warning})
         if state.state == BLOCKED:
             continue
         failed += failures(planner, step)
         if isinstance(step.op, Select) and (counts := removals(planner, step)):
-            moved = thresholds(planner, step, album)
-            selects.append({**counts, "state": state.state, "moved": moved, "topics": topics(planner, step)})
-        if has_groups(step) and (found := duplicates(planner, step, album)):
-            groups.append(found)
+            found = {"sheet": sheet(planner, step, album), "survivors": survivors(planner, step, album)}
+            found |= {"moved": thresholds(planner, step, album), "topics": topics(planner, step)}
+            selects.append({**counts, "state": state.state, **found})
+        if has_groups(step) and (shown := duplicates(planner, step, album)):
+            groups.append(shown)
+    changed = [found for name, spec in recipe.releases.items() if (found := changes(planner, name, spec, album))]
     album.develop()
+    for select in selects:
+        for part in (*select["sheet"], *select["survivors"]):
+            part["rows"] = album.shown(part["slots"] if "slots" in part else part["shown"])
+    for found in changed:
+        for side in ("out", "came"):
+            found[f"{side}_rows"] = album.shown(found.get(f"{side}_slots", ()))
     for found in groups:
         for member in (m for group in found["shown"] for m in group["members"]):
             member |= {"key": album.key(member["slot"]), "picture": album.pictures.get(member["slot"])}
-    shown = sorted({slot for s in selects if s["moved"] for slot in s["moved"]["slots"] if slot in album.pictures})
+    moved = sorted({slot for s in selects if s["moved"] for slot in s["moved"]["slots"] if slot in album.pictures})
     rows = planner.rowsets[SOURCE]
     return {
         "dataset": recipe.dataset,
@@ -85,13 +116,14 @@ def gather(recipe: Recipe, dataset: Dataset, *, root: str) -> dict[str, Any]:
         "largest": max((s["counts"].get("rows", 0) for s in steps), default=0),
         "steps": steps,
         "priced": recipe.run.cpu_hour_price is not None,
+        "changes": changed,
         "selects": selects,
         "duplicates": groups,
         "failures": failed,
         "runs": runs(Path(root) / "runs"),
         "data": {
-            "selects": [{k: v for k, v in s.items() if k != "topics"} for s in selects if s["moved"]],
-            "pictures": {slot: [album.key(slot), album.pictures[slot]] for slot in shown},
+            "selects": [{name: s[name] for name in MOVABLE} for s in selects if s["moved"]],
+            "pictures": {slot: [album.key(slot), album.pictures[slot]] for slot in moved},
         },
     }
 

@@ -50,7 +50,9 @@ def thresholds(planner: Planner, step: Step, album: Album) -> dict[str, Any] | N
     Returns:
         None where a rule compares no numeric column or where nothing was judged; else a dict of
 
-        - parts: text of the rules that AND joins.
+        - parts: text of the rules that AND joins, then that of `distinct`.
+        - distinct: None, or root and place of each row of the sample: rows of one group have one root, and of those
+          that meet the rule the one with the lowest place is kept.
         - columns: name and `Histogram.as_dict()` of each compared column.
         - thresholds: column (index), part (index), operator, value, alone (see `Comparison`).
         - judged, sample: number of rows kept or rejected, and of those in the sample.
@@ -79,6 +81,7 @@ class _Thresholds:
         self._planner, self._step, self._found = planner, step, found
         self._verdicts = planner.table(step.name)
         self._parts = step.op.rules()
+        """With `distinct`, the last one is no part of `where`."""
         self._logs: dict[str, list[File]] = {}
         self._columns: list[Column] = list(dict.fromkeys((c.step, c.column) for c in found))
 
@@ -118,6 +121,7 @@ class _Thresholds:
             "sample": len(sample),
             "values": [[v if np.isfinite(v) else None for v in column.tolist()] for column in columns],
             "unmet": self._unmet(ids),
+            "distinct": self._groups(sample),
             "slots": slots.tolist(),
         }
 
@@ -193,6 +197,20 @@ class _Thresholds:
         listed = [set(json.loads(rules or "[]")) for rules in data["rules"].to_pylist()]
         texts = ["".join("01"[not listed_.isdisjoint((p, p + NULL))] for p in self._parts) for listed_ in listed]
         return [texts[i] for i in np.argsort(np.argsort(ids))]
+
+    def _groups(self, ids: np.ndarray) -> dict[str, list[int]] | None:
+        """Root and place of a few rows, in their order: groups and the best among these rows alone."""
+        op = self._step.op
+        assert isinstance(op, SelectWhere)
+        if not op.distinct:
+            return None
+        tables = {}
+        for name in op.used():
+            table, schema = table_of(self._planner, name, self._step.domain)
+            names = [field.name for field in schema if not pa.types.is_binary(field.type)]
+            tables[name] = pick(table, ids, names, schema)
+        ranks = op.ranks(tables).take(pa.array(np.argsort(np.argsort(ids))))
+        return {"root": ranks["root"].to_pylist(), "place": ranks["place"].to_pylist()}
 
 
 class _Nearest:
