@@ -50,6 +50,8 @@ class StepPlan:
     """Class and file of an op from outside of the package."""
     environment: tuple[str, ...] = ()
     """Environment variables that the op reads."""
+    notes: tuple[str, ...] = ()
+    """What the listing of the source passed over."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -62,6 +64,7 @@ class Planner:
         self.recipe, self.dataset, self.graph = recipe, dataset, Graph(recipe)
         self.retry_errors = retry_errors
         self.changes: Changes | None = Changes(dataset, recipe.source)
+        self.notices, self.nothing = self.changes.notices, self.changes.nothing
         self.fingerprints: dict[str, str] = {}
         self.identities: dict[str, dict[str, Any]] = {}
         self.results: dict[str, str | None] = {}
@@ -87,6 +90,9 @@ class Planner:
         if self.changes:
             plan.state, plan.cause, plan.todo = STALE, self.changes.describe(), self.changes.new.num_rows
             plan.state = STALE if len(self.changes.kept) or len(self.changes.gone) else MISSING
+        plan.notes = tuple(self.notices)
+        if not plan.wanted:
+            plan.cause = f"{plan.cause} NO ROWS: {self.nothing}".strip()
         return plan
 
     def sync(self) -> str:

@@ -24,8 +24,8 @@ from nextloom.arrow_files import open_parquet
 from nextloom.content import BROKEN
 from nextloom.curation.sources import jsontext
 from nextloom.curation.sources.columns import is_picture
-from nextloom.curation.sources.files import SUFFIXES
 from nextloom.curation.sources.shards import ASKERS, MISSING, Refusal, Shard, ShardSource, failed_unit, find_shards
+from nextloom.curation.sources.suffixes import SUFFIXES
 from nextloom.curation.sources.tar import Damage, members, open_shard
 from nextloom.io import filesystem, is_uri
 from nextloom.op import digest

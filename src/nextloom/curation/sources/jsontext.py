@@ -17,6 +17,8 @@ import pyarrow.compute as pc
 
 from nextloom.curation.sources.shards import utf8
 
+MAX_DEPTH = 64
+"""Most levels of lists and objects inside of each other that a record may have."""
 NUMBER = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$"
 _ESCAPES = (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t"))
 
@@ -83,6 +85,58 @@ def _quoted(text: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _controls(text: str | None) -> str | None:
     return text and "".join(f"\\u{ord(c):04x}" if c < " " else c for c in text)
+
+
+def loads(text: str) -> Any:
+    """The value of a JSON text that a stranger wrote; NaN and infinity are null.
+
+    Raises:
+        ValueError: no JSON, a name twice in one object, or deeper than `MAX_DEPTH`.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_once, parse_float=_finite, parse_constant=_null)
+    except RecursionError:
+        raise ValueError(DEEP) from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error}") from None
+    return expect_shallow(value, text)
+
+
+DEEP = f"deeper than {MAX_DEPTH} levels"
+
+
+def expect_shallow(value: Any, text: str) -> Any:
+    """`value`, which `text` spells; a ValueError where it is deeper than `MAX_DEPTH`."""
+    if text.count("[") + text.count("{") > MAX_DEPTH:
+        level = [value]
+        for _ in range(MAX_DEPTH + 1):
+            inner = [list(v.values()) if isinstance(v, dict) else v for v in level if isinstance(v, (dict, list))]
+            level = [one for many in inner for one in many]
+            if not level:
+                return value
+        raise ValueError(DEEP)
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"a name twice in one object\t{utf8(twice)!r}")
+    return found
+
+
+def _finite(text: str) -> float | None:
+    return number if math.isfinite(number := float(text)) else None
+
+
+def _null(name: str) -> None:
+    """NaN, Infinity."""
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_float=_finite, parse_constant=_null)
+"""As `loads`, value by value (`raw_decode`)."""
 
 
 def dumps(value: Any) -> str:
