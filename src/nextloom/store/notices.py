@@ -66,4 +66,4 @@ def lines(every: Iterable[Notices]) -> list[str]:
 
 
 def _short(what: str) -> str:
-    return what if len(what) <= 40 else what[:37] + "..."
+    return what if len(what) <= 100 else what[:97] + "..."

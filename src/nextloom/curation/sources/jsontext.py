@@ -19,6 +19,7 @@ from nextloom.curation.sources.shards import utf8
 
 MAX_DEPTH = 64
 """Most levels of lists and objects inside of each other that a record may have."""
+NOT_JSON = "not JSON"
 NUMBER = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$"
 _ESCAPES = (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t"))
 
@@ -98,7 +99,7 @@ def loads(text: str) -> Any:
     except RecursionError:
         raise ValueError(DEEP) from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error}") from None
+        raise ValueError(f"{NOT_JSON}: {error}") from None
     return expect_shallow(value, text)
 
 

@@ -83,7 +83,7 @@ class WebDataset(ShardSource):
                 elif f".{end}" in self.pictures:
                     last.pictures[suffix] = member
                 elif end in TEXTS:
-                    last.passed_over.append(suffix)
+                    last.passed_over.append(member.name)
                 else:
                     tally["members are not read"][f".{end}"] += 1
         except Damage as error:
@@ -134,7 +134,7 @@ class _Sample:
         if cls is not None:
             more["cls"] = int(cls) if re.fullmatch(r"[0-9]{1,18}", cls.strip()) else cls.strip()
         if self.passed_over:
-            more[PASSED_OVER] = [f"{self.key}.{suffix}" for suffix in self.passed_over]
+            more[PASSED_OVER] = self.passed_over
         if more:
             inside = isinstance(data, dict) and not more.keys() & data.keys()
             whole = {**data, **more} if inside else more | ({} if record is None else {"json": data})
