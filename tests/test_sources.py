@@ -320,4 +320,4 @@ def test_tables_and_img2dataset_in_a_bucket(tmp_path, bucket):
     assert [content.fetch(row) for row in cells] == [b"one", b"two"]
     relative, absolute, null = everything(Table(path=f"s3://pictures/out/p*s.parquet{query}"))
     assert relative["key"] == "paths.parquet#0" and content.fetch(relative) == b"by its path"
-    assert absolute["uri"] == "/x.jpg" and null["member"] == "!column 'file' is empty"
+    assert absolute["uri"] == "/x.jpg" and null["member"] == "!no image in this row\tcolumn 'file' is empty"

@@ -191,7 +191,7 @@ def test_jsonl_line_by_line(tmp_path):
     assert {key: failure(row) for key, row in rows.items() if row["member"]} == {
         "5": "no image in this row: column 'url' is empty",
         "t.jsonl.gz#7": "the key is null: column 'id'",
-        "t.jsonl.gz#3": "not JSON: line 4: Expecting value: line 1 column 18 (char 17)",
+        "t.jsonl.gz#3": "not JSON: line 4: Expecting value: line 1 column 17 (char 16)",
         "t.jsonl.gz#4/0": "a record that is no object: line 5: int",
         "t.jsonl.gz#5": "a text is not UTF-8: line 6, byte 21",
     }

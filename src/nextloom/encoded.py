@@ -15,9 +15,7 @@ import binascii
 import re
 from urllib.parse import unquote_to_bytes
 
-MAYBE = r"^\s*(?i:data:|[A-Za-z0-9+/_-]{40})"
-"""RE2 and Python: how an encoded image may begin; `is_encoded` looks closer."""
-_MAYBE = re.compile(MAYBE)
+_MAYBE = re.compile(r"^\s*(?i:data:|[A-Za-z0-9+/_-]{40})")
 _HEAD = 44
 """Characters of base64 whose 33 bytes tell what a file is."""
 _STARTS = (

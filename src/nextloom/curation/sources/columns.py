@@ -23,7 +23,7 @@ from nextloom.curation.sources.jsontext import is_text
 from nextloom.curation.sources.piece import Piece, Problem
 from nextloom.curation.sources.roles import Roles
 from nextloom.curation.sources.shards import Shard
-from nextloom.encoded import MAYBE, is_encoded
+from nextloom.encoded import is_encoded
 from nextloom.io import is_uri, join
 from nextloom.op import digest
 from nextloom.store.dataset import ITEM
@@ -96,8 +96,8 @@ def rows(piece: Piece, shard: Shard, role: Roles, base: str | None = None) -> pa
         else:
             member = pc.if_else(coded, cell, none)
         version = pc.if_else(coded, stamped, _hashes(plain, caption, sidecar))
-    secret = pc.fill_null(pc.match_substring_regex(uri, WITH_PASSWORD), False)
-    if pc.any(secret).as_py():
+    if pc.any(pc.match_substring(uri, "@")).as_py():
+        secret = pc.fill_null(pc.match_substring_regex(uri, WITH_PASSWORD), False)
         member = pc.if_else(secret, f"{BARRED}its address holds a user name or a password", member)
         uri = pc.if_else(secret, bare(shard.uri), uri)
     if role.key and pc.any(unnamed).as_py():
@@ -130,9 +130,11 @@ def _captions(table: pa.Table, role: Roles) -> pa.Array:
 def encoded_at(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     """Where a text is an image (`encoded.is_encoded`)."""
     values = _array(column)
-    maybe = pc.fill_null(pc.match_substring_regex(values, MAYBE), False)
-    if not pc.any(maybe).as_py():
-        return maybe
+    dotted = pc.match_substring(values, ".")  # base64 has none, and nearly every path or URL does
+    uris = pc.starts_with(values, "data:", ignore_case=True)
+    if pc.all(dotted).as_py() and not pc.any(uris).as_py():
+        return pa.repeat(False, len(values))
+    maybe = pc.fill_null(pc.or_(uris, pc.invert(dotted)), False)
     rows = np.flatnonzero(maybe.to_numpy(zero_copy_only=False))
     found = np.zeros(len(values), bool)
     heads = pc.utf8_slice_codeunits(values.take(pa.array(rows)), 0, 256).to_pylist()
@@ -169,6 +171,8 @@ def _folder(uri: str) -> str:
 
 def absolute(values: pa.Array, base: str) -> pa.Array:
     """URLs, URIs and absolute paths as they are (the scheme in lower case), others below `base`."""
+    if pc.all(pc.or_(pc.starts_with(values, "https://"), pc.starts_with(values, "http://"))).as_py():
+        return values
     schemed = pc.match_substring_regex(values, "^[A-Za-z][A-Za-z0-9+.-]*://")
     rooted = pc.or_(schemed, pc.starts_with(values, "/"))
     if pc.any(pc.match_substring_regex(values, "^[a-z0-9+.-]*[A-Z][A-Za-z0-9+.-]*://")).as_py():

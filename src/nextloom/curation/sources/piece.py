@@ -77,9 +77,9 @@ class Piece:
         more = {"offset": pa.array(offset, pa.int64()), "size": pa.array(size, pa.int64())}
         return replace(self, table=table, broken=broken, **more)
 
-    def cut(self) -> Iterator[Piece]:
-        """Pieces of about `STEP` bytes of values each."""
-        count, weight = self.table.num_rows, self.weight()
+    def cut(self, weight: int) -> Iterator[Piece]:
+        """Pieces of about `STEP` bytes of values each, of the `weight` of this one."""
+        count = self.table.num_rows
         step = count if weight <= STEP else max(1, count * STEP // weight)
         if step >= count:
             yield self

@@ -22,6 +22,7 @@ from nextloom.curation.sources.piece import Piece, checked, labels_of, opened, r
 from nextloom.curation.sources.records import read_json, read_jsonl
 from nextloom.curation.sources.roles import Roles, is_list
 from nextloom.curation.sources.shards import Refusal, Shard
+from nextloom.io import is_uri
 from nextloom.untrusted import Door
 
 CHUNK = 1 << 16
@@ -63,8 +64,9 @@ def pieces(shard: Shard, choose: Choose, door: Door, dialect: Dialect) -> Iterat
         again = partial(door.open, shard.uri)
         for piece, role in reader(Input(file, stream, again, kind, shard.uri, packed, dialect, budget), choose):
             budget.rows(piece.table.num_rows + len(piece.problems))
-            budget.texts(piece.weight())
-            for part in piece.cut():
+            weight = piece.weight()
+            budget.texts(weight)
+            for part in piece.cut(weight):
                 good = part if kind in TEXT else checked(part)
                 if role.listed and kind not in JSON:
                     good = opened(good, role)
@@ -73,7 +75,8 @@ def pieces(shard: Shard, choose: Choose, door: Door, dialect: Dialect) -> Iterat
 
 
 def _parquet(source: Input, choose: Choose) -> Iterator[tuple[Piece, Roles]]:
-    table = open_parquet(source.file, pre_buffer=True)
+    ahead = is_uri(source.uri)  # many requests at once; on a disk they cost more than they save
+    table = open_parquet(source.file, pre_buffer=ahead)
     meta, schema = table.metadata, table.schema_arrow
     expect_columns(meta.num_columns)
     source.budget.rows(meta.num_rows)
@@ -90,7 +93,7 @@ def _parquet(source: Input, choose: Choose) -> Iterator[tuple[Piece, Roles]]:
     if weight * max(1, meta.num_rows) > LARGE:  # a value of a dictionary may stand for each row
         coded = [table.schema.column(at).path for at in leaves if _may_unfold(groups, at)]
         large = weight > meta.num_rows << 12
-        how: dict[str, Any] = {"pre_buffer": not large} | ({"buffer_size": 1 << 20} if large else {})
+        how: dict[str, Any] = {"pre_buffer": ahead and not large} | ({"buffer_size": 1 << 20} if large else {})
         table = open_parquet(source.file, read_dictionary=coded, **how)
     size = max(1, min(CHUNK, LARGE // max(1, weight // max(1, meta.num_rows))))
     start, held = 0, list[int]()

@@ -113,7 +113,7 @@ def _of_lines(stream: io.BufferedReader) -> Iterator[_Record]:
         if not line.strip():
             continue
         try:
-            value = loads(line.decode("utf-8-sig" if number == 0 else "utf-8"))
+            value = loads(line.strip().decode("utf-8-sig" if number == 0 else "utf-8"))
         except UnicodeDecodeError as error:
             yield _failed(str(number), "a text is not UTF-8", f"line {number + 1}, byte {error.start}")
             continue

@@ -87,6 +87,12 @@ class ShardSource(Source):
 
     _shards: dict[str, Shard] = PrivateAttr(default_factory=dict)
     _passed: Tally = PrivateAttr(default_factory=Tally)
+    _door: Door | None = PrivateAttr(default=None)
+
+    def door(self) -> Door:
+        """As in `Source`; one for all shards of a listing, so that folders are resolved once."""
+        self._door = self._door or super().door()
+        return self._door
 
     def passed_over(self) -> Notices:
         """As in `Source`: files in a folder of shards that are none."""
@@ -101,6 +107,7 @@ class ShardSource(Source):
     def units(self) -> dict[str, str]:
         """Shards by name, in the order of `path`, each part of it sorted."""
         self._passed.clear()
+        self._door = None
         found: dict[str, Shard] = {}
         for path in (self.path,) if isinstance(self.path, str) else self.path:
             for shard in self.find(path):

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 import pyarrow as pa
-from pydantic import Field, field_validator
+from pydantic import Field, PrivateAttr, field_validator
 
 from nextloom.config import RootPath
 from nextloom.curation.sources import columns
@@ -56,6 +56,8 @@ class Table(ShardSource):
     delimiter: str | None = None
     """Between the fields of CSV files, one character. Default: a comma; in .tsv a tab."""
 
+    _before: tuple[pa.Schema, Roles] | None = PrivateAttr(default=None)
+
     @field_validator("encoding")
     @classmethod
     def _known_encoding(cls, value: str | None) -> str | None:
@@ -89,11 +91,19 @@ class Table(ShardSource):
         """Which column is what; a `Refusal` where the recipe does not fit."""
         return roles(schema, self.wanted_of(schema))
 
+    def _same_or_choose(self, schema: pa.Schema) -> Roles:
+        """`choose`; of a shard with the columns of the one before, its answer."""
+        before = self._before
+        if before is None or not before[0].equals(schema):
+            before = (schema, self.choose(schema))
+            self._before = before
+        return before[1]
+
     def look(self, shard: Shard) -> pa.Table:
         """As in `ShardSource`."""
         found, tally = [ITEM.empty_table()], Tally()
         dialect = Dialect(self.encoding, self.delimiter)
-        for piece, role, budget in pieces(shard, self.choose, self.door(), dialect):
+        for piece, role, budget in pieces(shard, self._same_or_choose, self.door(), dialect):
             if piece.table.num_rows:
                 found.append(columns.rows(piece, shard, role, self.base))
                 budget.texts(found[-1].nbytes)
