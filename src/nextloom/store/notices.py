@@ -59,7 +59,8 @@ def lines(every: Iterable[Notices]) -> list[str]:
         total.add(notices)
     out = []
     for kind, whats in total.items():
-        told = [f"{count:,} {what}".strip() for what, count in whats.most_common(8)]
+        first = sorted(whats.items(), key=lambda what: (-what[1], what[0]))[:8]
+        told = [f"{count:,} {what}".strip() for what, count in first]
         told += ["..."] if len(whats) > 8 else []
         out.append(f"{sum(whats.values()):,} {kind}" + (f": {', '.join(told)}" if any(whats) else ""))
     return out

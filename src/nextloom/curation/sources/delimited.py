@@ -129,7 +129,6 @@ def _other_encoding(source: Input, guess: str = "") -> Refusal:
     said = source.dialect.encoding
     if said:
         return Refusal(f"it is not in the encoding {said!r}", "correct source.encoding")
-    more = f"it is {guess}: set source.encoding: {guess}"
-    return Refusal(
-        "not UTF-8", more if guess else "say what it is: source.encoding: cp1252 (or latin-1, utf-16, gb18030)"
-    )
+    if guess:
+        return Refusal(f"not UTF-8 but {guess}", f"set source.encoding: {guess}")
+    return Refusal("not UTF-8", "say what it is: source.encoding: cp1252 (or latin-1, utf-16, gb18030, ...)")

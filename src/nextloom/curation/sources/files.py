@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import shlex
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
@@ -101,20 +101,29 @@ class Files(Source):
     def _of_root(self, root: str, known: Mapping[str, str], tally: Tally) -> Iterator[Item]:
         list_files, door = _remote_files if is_uri(root) else _local_files, self.door()
         images: list[_File] = []
+        passed = set[str]()
         sidecars: dict[tuple[str, str], _File] = {}
-        others: list[tuple[str, str]] = []
+        wanted = {suffix.lower() for suffix in (SUFFIXES if self.suffixes == "any" else self.suffixes)}
         for file in list_files(root, self.recursive, door, tally):
             if file.problem:
                 yield Item(file.rel, file.uri, 0, file.stamp, member=file.problem)
                 continue
             stem, suffix = os.path.splitext(file.rel)
-            if (suffix := suffix.lower()) in SIDECARS:
+            suffix = suffix.lower()
+            if suffix in SIDECARS:
                 sidecars[stem, suffix] = file
-            if self._is_image(file, suffix, known, door, tally):
+            if suffix not in wanted and not self._sniffed(file, suffix, known, door, tally):
+                if suffix not in SIDECARS:
+                    tally["files are no rows (suffixes: any looks into them)"][shown(suffix)] += 1
+                if suffix in LIKELY_FILES:
+                    more = " ({op: table} reads a table)" if suffix in TABLES else ""
+                    tally[captions.NOT_READ][f"in a {suffix}{more}"] += 1
+            elif self._chosen(file):
                 images.append(file)
             else:
-                others.append((file.rel, suffix))
-        _count_others(others, {image.rel for image in images}, tally)
+                passed.add(file.rel)
+                tally["images match no pattern of glob"][shown(suffix)] += 1
+        _count_texts(sidecars, {image.rel for image in images}, passed, tally)
         for file in images:
             stem = os.path.splitext(file.rel)[0]
             beside = [sidecars.get((stem, suffix)) for suffix in SIDECARS]
@@ -124,15 +133,13 @@ class Files(Source):
                 caption, sidecar = self._texts(door, *beside, tally)
             yield Item(file.rel, file.uri, file.size, version, caption, sidecar)
 
-    def _is_image(self, file: _File, suffix: str, known: Mapping[str, str], door: Door, tally: Tally) -> bool:
+    def _chosen(self, file: _File) -> bool:
         patterns = (self.glob,) if isinstance(self.glob, str) else self.glob
-        chosen = not patterns or any(fnmatchcase(file.rel, pattern) for pattern in patterns)
-        wanted = SUFFIXES if self.suffixes == "any" else tuple(known.lower() for known in self.suffixes)
-        if suffix in wanted:
-            if not chosen:
-                tally["images match no pattern of glob"][suffix] += 1
-            return chosen
-        if self.suffixes != "any" or not chosen or suffix in SIDECARS:
+        return not patterns or any(fnmatchcase(file.rel, pattern) for pattern in patterns)
+
+    def _sniffed(self, file: _File, suffix: str, known: Mapping[str, str], door: Door, tally: Tally) -> bool:
+        """Whether a file of another suffix is to be looked into, and begins as an image does."""
+        if self.suffixes != "any" or suffix in SIDECARS or not self._chosen(file):
             return False
         if known.get(file.rel, "").partition("+")[0] == file.stamp:
             return True
@@ -153,23 +160,14 @@ class Files(Source):
         return caption, captions.with_problems(sidecar, problems)
 
 
-def _count_others(others: list[tuple[str, str]], images: set[str], tally: Tally) -> None:
-    """Counts files that are no image: texts beside one are its sidecars, others are no rows or texts of none."""
-    stems = {os.path.splitext(rel)[0] for rel in images}
-    for rel, suffix in others:
-        stem = os.path.splitext(rel)[0]
-        if suffix in SIDECARS and stem in stems:
-            continue
-        if suffix in SIDECARS and stem in images:
+def _count_texts(texts: Iterable[tuple[str, str]], images: set[str], passed: set[str], tally: Tally) -> None:
+    """Counts texts, given by (path without suffix, suffix), that are no sidecar of an image."""
+    stems = {os.path.splitext(rel)[0] for rel in images | passed}
+    for stem, suffix in texts:
+        if stem in images:
             tally[captions.NOT_READ][f"named NAME{os.path.splitext(stem)[1]}{suffix}, not NAME{suffix}"] += 1
-        elif suffix in SIDECARS:
+        elif stem not in stems and stem not in passed:
             tally["texts belong to no image"][suffix] += 1
-        else:
-            tally["files are no rows (suffixes: any looks into them)"][shown(suffix)] += 1
-            if suffix in LIKELY_FILES:
-                tally[captions.NOT_READ][
-                    f"in a {suffix} ({{op: table}} reads a table)" if suffix in TABLES else suffix
-                ] += 1
 
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
