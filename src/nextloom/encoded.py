@@ -5,7 +5,7 @@
     is_encoded("/9j/photo.jpg")                      False: a path
 
 A text without `data:` in front is taken for base64 where its first 40 characters are of that alphabet and stand for
-the beginning of an image (`image_kind`); no path and no URL does.
+the beginning of an image (`is_image`), and no dot is in it; no path and no URL is like that.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ def is_encoded(text: str) -> bool:
     start = text[:256].lstrip()
     if start[:5].lower() == "data:":
         return True
+    if "." in text:
+        return False
     head = start[:_HEAD].translate(_URL_SAFE)
     try:
         return is_image(base64.b64decode(head[: len(head) // 4 * 4], validate=True))

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from nextloom.content import BARRED, BROKEN, TEXT
 from nextloom.curation.sources import jsontext
-from nextloom.curation.sources.jsontext import is_text
+from nextloom.curation.sources.jsontext import SHORT, is_text
 from nextloom.curation.sources.piece import Piece, Problem
 from nextloom.curation.sources.roles import Roles
 from nextloom.curation.sources.shards import Shard
@@ -31,8 +31,6 @@ from nextloom.untrusted import bare
 
 WITH_PASSWORD = r"^[A-Za-z][A-Za-z0-9+.-]*:[/\\]*[^/?#]*@"
 """An address with a user name or a password; it would stand in the rows, and be sent."""
-SHORT = 1024
-"""Characters of a text that is no image, however it looks."""
 MAX_ADDRESS = 8192
 """Most characters of a path or URL; a longer text is none."""
 

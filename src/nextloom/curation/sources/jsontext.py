@@ -16,9 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nextloom.curation.sources.shards import utf8
+from nextloom.encoded import is_encoded
 
 MAX_DEPTH = 64
 """Most levels of lists and objects inside of each other that a record may have."""
+SHORT = 1024
+"""Characters of a text that is no image, however it looks."""
 NOT_JSON = "not JSON"
 NUMBER = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$"
 _ESCAPES = (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t"))
@@ -147,7 +150,12 @@ def dumps(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """`value` with what JSON has not: NaN and infinity as null, times as ISO 8601, bytes as null."""
+    """`value` with what JSON has not: NaN and infinity as null, times as ISO 8601, bytes as null.
+
+    A text that is an image (`encoded.is_encoded`) is null as well, as it would be were it bytes.
+    """
+    if isinstance(value, str):
+        return None if len(value) > SHORT and is_encoded(value) else value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -156,6 +164,6 @@ def plain(value: Any) -> Any:
         return [plain(inner) for inner in value]
     if isinstance(value, (datetime.date, datetime.time)):
         return value.isoformat()
-    if value is None or isinstance(value, (str, int, bool)):
+    if value is None or isinstance(value, (int, bool)):
         return value
     return None if isinstance(value, bytes) else str(value)

@@ -143,23 +143,26 @@ def _checked(label: str, value: Any, where: str, weight: int, raw: bytes = b"", 
 def _of_array(stream: io.BufferedReader) -> Iterator[_Record]:
     """Records of the one array in a file."""
     text = _Text(stream)
-    text.skip("[")
+    text.next("[")
     number = 0
-    while not text.ended():
+    while not text.next("]"):
         try:
+            if number and not text.next(","):
+                raise ValueError(f"{NOT_JSON}: expected a comma or the end of the array")
             value, length = text.value()
         except ValueError as error:
             message, _, more = str(error).partition("\t")
-            if not text.skip_value():
+            if message.startswith(NOT_JSON) or not text.skip_value():
                 yield _failed(
                     f"{number}-", "the array is damaged, what follows is not read", f"record {number}: {message}"
                 )
                 return
-            yield _failed(str(number), message, f"record {number}: {more}")
+            yield _failed(str(number), message, f"record {number}: {more}".removesuffix(": "))
         else:
             yield _checked(str(number), value, f"record {number}", length)
         number += 1
-        text.skip(",")
+    if not text.over():
+        yield _failed(f"{number}-", "text behind the end of the array is not read", f"behind record {number - 1}")
 
 
 class _Text:
@@ -190,19 +193,25 @@ class _Text:
             if self._at < len(self._text) or not self._more():
                 return
 
-    def skip(self, mark: str) -> None:
-        """Go behind `mark`, if it is next."""
+    def next(self, mark: str) -> bool:
+        """Whether `mark` is next; then it is read."""
         self._blank()
-        if self._text[self._at : self._at + 1] == mark:
-            self._at += 1
+        found = self._text[self._at : self._at + 1] == mark
+        self._at += found
+        return found
 
-    def ended(self) -> bool:
-        """Whether the array is closed."""
+    def over(self) -> bool:
+        """Whether nothing is left."""
         self._blank()
-        return self._text[self._at : self._at + 1] == "]"
+        return self._at >= len(self._text)
 
     def value(self) -> tuple[Any, int]:
-        """The next value and its length; a ValueError where there is none."""
+        """The next value and its length.
+
+        Raises:
+            ValueError: `NOT_JSON` in front where there is none; else it is one that is refused.
+        """
+        self._blank()
         while True:
             try:
                 value, end = DECODER.raw_decode(self._text, self._at)
@@ -213,8 +222,9 @@ class _Text:
             except RecursionError:
                 raise ValueError(DEEP) from None
             piece = self._text[self._at : end]
+            expect_shallow(value, piece)
             self._at, self._step = end, 1 << 20
-            return expect_shallow(value, piece), len(piece)
+            return value, len(piece)
 
     def skip_value(self) -> bool:
         """Go behind a value that is JSON, and yet refused."""
