@@ -20,12 +20,13 @@ MAX_PATTERNS = 1000
 """The same, where the names hold wildcards: each is compared with each file."""
 
 
-def spelled(pattern: str, most: int = MAX_NAMES) -> list[str]:
+def spelled(pattern: str, most: int | None = None) -> list[str]:
     """Names of a pattern with {00000..00127} and {a,b}; numbers keep the width of the first.
 
     Raises:
-        UserError: a brace that is neither, or more than `most` names.
+        UserError: a brace that is neither, or more than `most` names (default: `MAX_NAMES`).
     """
+    most = MAX_NAMES if most is None else most
     parts = re.split(r"\{([^{}]*)\}", pattern)
     choices: list[range | list[str]] = []
     widths: list[int] = []
@@ -99,13 +100,13 @@ def _past_folders(here: set[int], parts: list[re.Pattern[str] | None]) -> set[in
 def _segment(text: str, pattern: str) -> re.Pattern[str]:
     """One part of a pattern. A star takes the nearest place at which what follows fits, and never another."""
     pieces: list[str] = [""]
-    for token in re.findall(r"\*+|\?|\[[^\]]+\]|[^*?\[]+|\[", text):
+    for token in re.findall(r"\*+|\?|\[!?\]?[^\]]*\]|[^*?\[]+|\[", text):
         if token[0] == "*":
             pieces.append("")
         elif token == "?":
             pieces[-1] += "."
         elif len(token) > 1 and token[0] == "[":
-            inside = token[1:-1].replace("\\", "\\\\").replace("[", "\\[").replace("&&", "&\\&")
+            inside = re.sub(r"([\\\[\]&~|^])", r"\\\1", token[1:-1])
             pieces[-1] += f"[^{inside[1:]}]" if inside[:1] == "!" and len(inside) > 1 else f"[{inside}]"
         else:
             pieces[-1] += re.escape(token)

@@ -185,6 +185,14 @@ def reduced(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array(out, kind)
 
 
+def images_of(piece: Piece, role: Roles) -> int:
+    """Rows that `opened` makes of the piece."""
+    if role.index is not None:
+        return piece.table.num_rows
+    lengths = pc.fill_null(pc.list_value_length(piece.table[role.picture]), 0)
+    return pc.sum(pc.max_element_wise(lengths, pa.scalar(1, lengths.type))).as_py() or 0
+
+
 def opened(piece: Piece, role: Roles) -> Piece:
     """A row per image of the lists in the image column, or the one that `role.index` names."""
     lists = _plain(piece.table[role.picture])
@@ -199,8 +207,9 @@ def opened(piece: Piece, role: Roles) -> Piece:
     there = places < lengths[parents]
     flat = lists.flatten()
     values = flat.take(pa.array(np.where(there, starts[parents] + places, 0), mask=~there))
-    out = piece.take(pa.array(parents))
-    at = out.table.column_names.index(role.picture)
+    at = piece.table.column_names.index(role.picture)
+    bare = replace(piece, table=piece.table.set_column(at, role.picture, pa.nulls(len(lists))))
+    out = bare.take(pa.array(parents))
     out.table = out.table.set_column(at, role.picture, values)
     null = pc.is_null(lists).to_numpy(zero_copy_only=False)[parents]
     none = f"no image in the list\tcolumn {role.picture!r}"

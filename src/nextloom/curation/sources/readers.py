@@ -18,7 +18,7 @@ from nextloom.curation.sources.budget import Budget, Unpacked, expect_columns
 from nextloom.curation.sources.delimited import read_csv
 from nextloom.curation.sources.input import Choose, Dialect, Input
 from nextloom.curation.sources.packing import PACKINGS, packing_of
-from nextloom.curation.sources.piece import Piece, checked, labels_of, opened, reduced
+from nextloom.curation.sources.piece import Piece, checked, images_of, labels_of, opened, reduced
 from nextloom.curation.sources.records import read_json, read_jsonl
 from nextloom.curation.sources.roles import Roles, is_list
 from nextloom.curation.sources.shards import Refusal, Shard
@@ -69,8 +69,8 @@ def pieces(shard: Shard, choose: Choose, door: Door, dialect: Dialect) -> Iterat
             for part in piece.cut(weight):
                 good = part if kind in TEXT else checked(part)
                 if role.listed and kind not in JSON:
+                    budget.rows(images_of(good, role) - part.table.num_rows)
                     good = opened(good, role)
-                    budget.rows(good.table.num_rows - part.table.num_rows)
                 yield good, role, budget
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from nextloom.curation.sources.budget import Budget
 from nextloom.curation.sources.input import Choose, Finder, Input
 from nextloom.curation.sources.jsontext import DECODER, DEEP, NOT_JSON, dumps, expect_shallow, loads
 from nextloom.curation.sources.piece import STEP, Piece, Problem, labels_of
@@ -28,6 +29,8 @@ MAX_RECORD = 64 << 20
 SAMPLE = 256
 """Records that tell which column is what; a field that none of them has can be named in the recipe only."""
 CHUNK = 1 << 16
+BLANKS = 1000
+"""Lines without anything that are counted together."""
 _BLANK = re.compile(r"[ \t\r\n]*")
 _START = b" \t\r\n\xef\xbb\xbf"
 
@@ -50,7 +53,7 @@ def read_json(source: Input, choose: Choose) -> Iterator[tuple[Piece, Roles]]:
     """Pieces of a `.json`: an array of records, or what `read_jsonl` reads."""
     stream = io.BufferedReader(source.stream, 1 << 20)
     whole = stream.peek(1 << 16).lstrip(_START)[:1] == b"["
-    return _pieces(source, choose, _of_array(stream) if whole else _of_lines(stream))
+    return _pieces(source, choose, _of_array(stream) if whole else _of_lines(stream, source.budget))
 
 
 def read_jsonl(source: Input, choose: Choose) -> Iterator[tuple[Piece, Roles]]:
@@ -58,7 +61,7 @@ def read_jsonl(source: Input, choose: Choose) -> Iterator[tuple[Piece, Roles]]:
     stream = io.BufferedReader(source.stream, 1 << 20)
     line = stream.peek(1 << 20).lstrip(_START).partition(b"\n")[0].strip()
     whole = line[:1] == b"[" and len(line) < 1 << 19 and line[-1:] != b"]"
-    return _pieces(source, choose, _of_array(stream) if whole else _of_lines(stream))
+    return _pieces(source, choose, _of_array(stream) if whole else _of_lines(stream, source.budget))
 
 
 def _pieces(source: Input, choose: Choose, records: Iterator[_Record]) -> Iterator[tuple[Piece, Roles]]:
@@ -96,8 +99,8 @@ def _role(found: list[_Record], choose: Choose) -> Roles | None:
     return choose(_schema(values)) if values else None
 
 
-def _of_lines(stream: io.BufferedReader) -> Iterator[_Record]:
-    number, offset = -1, 0
+def _of_lines(stream: io.BufferedReader, budget: Budget) -> Iterator[_Record]:
+    number, offset, blank = -1, 0, 0
     while line := stream.readline(MAX_RECORD):
         number, start, offset = number + 1, offset, offset + len(line)
         if len(line) == MAX_RECORD and not line.endswith(b"\n"):
@@ -111,6 +114,9 @@ def _of_lines(stream: io.BufferedReader) -> Iterator[_Record]:
         if number == 0 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise Refusal("not UTF-8 but UTF-16", "convert it: iconv -f utf-16 -t utf-8")
         if not line.strip():
+            blank += 1
+            if blank % BLANKS == 0:
+                budget.rows(BLANKS)
             continue
         try:
             value = loads(line.strip().decode("utf-8-sig" if number == 0 else "utf-8"))

@@ -13,6 +13,7 @@ shard is not what the recipe says, the recipe is refused, with what was found.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -184,6 +185,11 @@ def failed_unit(shard: Shard, reason: str) -> pa.Table:
 
 def utf8(text: str) -> str:
     r"""`text`, where it holds half of a surrogate pair or a byte that is no UTF-8 with `\xNN` or `\uNNNN`."""
+    if text.isascii():
+        return text
+    with contextlib.suppress(UnicodeEncodeError):
+        text.encode()
+        return text
     return text.encode("utf-8", "surrogateescape" if _only_bytes(text) else "backslashreplace").decode(
         "utf-8", "backslashreplace"
     )
