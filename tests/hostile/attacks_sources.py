@@ -207,8 +207,8 @@ UNFOLDED = [
 
 
 def _announced(folder: Path) -> Outcome:
-    """One value, a page of 24 MB that zstd packs into 2 kB; refused by what the footer says, before it is unpacked."""
-    table = pa.table({"url": [LINK], "caption": ["v" * 24 * MB]})
+    """One value, a page of 10 MB that zstd packs into 1 kB; refused by what the footer says, before it is unpacked."""
+    table = pa.table({"url": [LINK], "caption": ["v" * 10 * MB]})
     pq.write_table(table, folder / "t.parquet", compression="zstd", use_dictionary=False)
     read: list[object] = []
     plain = readers._batches
@@ -319,7 +319,7 @@ BRACES = {
 }
 PATTERNS = {
     "stars between letters": ("a*" * 7 + "c", "a" * 40),
-    "stars between question marks": ("?*" * 6 + "c", "a" * 52),
+    "stars between question marks": ("?*" * 6 + "c", "a" * 74),
     "stars between classes": ("[ab]*" * 7 + "c", "ab" * 20),
     "folders without number": ("**/" * 5 + "c", "a/" * 60 + "a"),
     "stars in folders": ("**/*a*a*a*a*a*/c", "a" * 70 + "/b"),
