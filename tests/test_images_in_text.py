@@ -95,13 +95,14 @@ def write(path, texts: list[str | None], kind: str) -> None:
 def test_text_beside_paths_and_links_in_every_kind_of_table(tmp_path, kind):
     (tmp_path / "p.jpg").write_bytes(FILES[0])
     texts = [SPELLINGS["data URI"](FILES[1]), "p.jpg", b64(FILES[2]), "http://x/1.jpg", None, b64(FILES[2])]
-    texts += [b64(FILES[3]) + "#", "A" * 9000, SPELLINGS["lines"](FILES[4])]
+    texts += [b64(FILES[3]) + "#", "A" * 9000, SPELLINGS["lines"](FILES[4]), ""]
     write(tmp_path / f"t.{kind}", texts, kind)
     rows = listing(tmp_path / f"t.{kind}", key="id")
-    assert [row["key"] for row in rows] == [str(n) for n in range(9)] and len(str(rows)) < 5000
-    assert [row["caption"] for row in rows] == [f"c{n}" for n in range(9)]
+    assert [row["key"] for row in rows] == [str(n) for n in range(10)] and len(str(rows)) < 5000
+    assert [row["caption"] for row in rows] == [f"c{n}" for n in range(10)]
     assert [got(rows[n]) for n in (0, 1, 2, 5)] == [FILES[1], FILES[0], FILES[2], FILES[2]]
-    assert rows[3]["uri"] == "http://x/1.jpg" and got(rows[4]).startswith("no image in this row")
+    assert rows[3]["uri"] == "http://x/1.jpg"
+    assert got(rows[4]) == got(rows[9]) == "no image in this row: column 'image' is empty"
     assert got(rows[6]) == "a text that is no image in base64 and no data: URI: no base64"
     assert got(rows[7]) == "a text too long for a path or URL: column 'image'"
     if kind in ("parquet", "arrow", "csv", "tsv"):
@@ -189,6 +190,14 @@ def test_text_of_more_bytes_than_a_row_may_have(tmp_path):
     for row in rows:
         with pytest.raises(TooLarge):
             Content(Door(["/"], len(FILES[0]) - 1)).fetch(row)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
+def test_an_empty_text_among_links(tmp_path, kind):
+    write(tmp_path / f"t.{kind}", ["http://x/1.jpg", "", "http://x/2.jpg"], kind)
+    rows = listing(tmp_path / f"t.{kind}")
+    assert got(rows[1]) == "no image in this row: column 'image' is empty"
+    assert [rows[n]["uri"] for n in (0, 2)] == ["http://x/1.jpg", "http://x/2.jpg"]
 
 
 # ---- lists

@@ -157,8 +157,9 @@ def _list(source: Lists, names: list[str], known: Mapping[str, str], told: dict[
     def look(name: str) -> tuple[pa.Table, Notices]:
         items = source.items(name, known)
         at = ITEM.get_field_index("unit")
-        units = items.set_column(at, ITEM.field("unit"), pa.array([name] * items.num_rows, pa.string()))
-        return units.cast(ITEM), notices_of(items)
+        units = items.set_column(at, ITEM.field("unit"), pa.repeat(pa.scalar(name), items.num_rows))
+        units = units.replace_schema_metadata(None)
+        return units if units.schema.equals(ITEM) else units.cast(ITEM), notices_of(items)
 
     tables = [ITEM.empty_table()]
     with ThreadPoolExecutor(min(LISTERS, max(1, len(names)))) as pool:

@@ -35,8 +35,9 @@ class Budget:
     def rows(self, more: int) -> None:
         """Count rows; a `Refusal` beyond the limit."""
         self._rows += more
-        if self._rows > max(FREE_ROWS, self._size * ROWS_PER_BYTE):
-            raise Refusal(f"more than {self._size:,} rows in a file of {self._size:,} bytes", NEXT)
+        most = max(FREE_ROWS, self._size * ROWS_PER_BYTE)
+        if self._rows > most:
+            raise Refusal(f"more than {most:,} rows in a file of {self._size:,} bytes", NEXT)
 
     def unpacked(self, more: int) -> None:
         """Count bytes that were compressed, or are announced to be; a `Refusal` beyond the limit."""

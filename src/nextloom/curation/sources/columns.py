@@ -45,83 +45,133 @@ def rows(piece: Piece, shard: Shard, role: Roles, base: str | None = None) -> pa
         base: folder in which relative paths begin; default: the shard's.
     """
     table, count = piece.table, piece.table.num_rows
-    none = pa.scalar(None, pa.string())
     null = pa.nulls(count, pa.string())
     label = piece.labels
     if piece.parts is not None:
         label = pc.binary_join_element_wise(label, pc.fill_null(piece.parts, ""), "")
-    own = pc.binary_join_element_wise(f"{shard.name}#", label if role.index is None else piece.labels, "")
-    key = _array(table[role.key].cast(pa.string())) if role.key else null
-    unnamed = pc.is_null(key)
+    key = _texts(table[role.key]) if role.key else null
+    told = piece.broken
+    if role.key and key.null_count:
+        told = _first(told, pc.is_null(key), f"the key is null\tcolumn {role.key!r}")
     if piece.parts is not None and role.index is None:
         key = pc.binary_join_element_wise(key, pc.fill_null(piece.parts, ""), "")
+    if key.null_count:
+        own = pc.binary_join_element_wise(f"{shard.name}#", label if role.index is None else piece.labels, "")
+        key = pc.coalesce(key, own)
     caption = _captions(table, role)
     sidecar = piece.sidecar
     if sidecar is None:
         made = jsontext.objects(_without_images(table.select(list(role.rest))), spelled=piece.spelled)
         sidecar = null if made is None else _array(made)
-    cell = pc.binary_join_element_wise(f"{role.picture}#", label, "")
+    place = _cells if role.cells else _addresses
+    columns, told = place(piece, shard, role, base or _folder(shard.uri), label, told, (caption, sidecar))
+    if pc.any(pc.match_substring(columns["uri"], "@")).as_py():
+        secret = pc.fill_null(pc.match_substring_regex(columns["uri"], WITH_PASSWORD), False)
+        barred = f"{BARRED}its address holds a user name or a password"
+        columns["member"] = pc.if_else(secret, barred, columns["member"])
+        columns["uri"] = pc.if_else(secret, bare(shard.uri), columns["uri"])
+    if told is not None and told.null_count < count:
+        bad = pc.is_valid(told)
+        columns["member"] = pc.if_else(bad, pc.binary_join_element_wise(BROKEN, told, ""), columns["member"])
+        columns["offset"] = pc.if_else(bad, pa.scalar(None, pa.int64()), columns["offset"])
+    columns |= {"key": key, "caption": caption, "sidecar": sidecar, "unit": null}
+    return pa.Table.from_arrays([columns[name] for name in ITEM.names], schema=ITEM)
+
+
+def _cells(
+    piece: Piece,
+    shard: Shard,
+    role: Roles,
+    base: str,
+    label: pa.Array,
+    told: pa.Array | None,
+    texts: tuple[pa.Array, pa.Array],
+) -> tuple[dict[str, pa.Array], pa.Array | None]:
+    """Place and version of images that are bytes; and why there is none."""
+    count = len(label)
+    member = pc.binary_join_element_wise(f"{role.picture}#", label, "")
+    uri = pa.repeat(pa.scalar(shard.uri), count)
+    if piece.empty is not None:
+        empty, path = piece.empty, _path(piece.table, role)
+        if path is not None:
+            elsewhere = pc.and_(empty, pc.is_valid(path))
+            member = pc.if_else(elsewhere, pa.scalar(None, pa.string()), member)
+            uri = pc.if_else(elsewhere, absolute(path, base), uri)
+            empty = pc.and_not(empty, elsewhere)
+        told = _first(told, empty, f"bytes are null\tcolumn {role.picture!r}")
+    return _placed(uri, member, _stamped(shard, role, count)), told
+
+
+def _addresses(
+    piece: Piece,
+    shard: Shard,
+    role: Roles,
+    base: str,
+    label: pa.Array,
+    told: pa.Array | None,
+    texts: tuple[pa.Array, pa.Array],
+) -> tuple[dict[str, pa.Array], pa.Array | None]:
+    """Place and version of images that are text: a path, a URL, or the image itself; and why there is none."""
+    value, none = _texts(piece.table[role.picture]), pa.scalar(None, pa.string())
+    coded = encoded_at(value) if piece.offset is None else pc.is_valid(piece.offset)
+    length = pc.binary_length(value)
+    sizes = pc.min_max(length).as_py()
+    fit = not value.null_count and sizes["min"] and sizes["max"] <= MAX_ADDRESS
+    if fit and not pc.any(coded).as_py():  # as nearly everywhere
+        return _placed(absolute(value, base), pa.nulls(len(value), pa.string()), _hashes(value, *texts)), told
+    here = pa.repeat(pa.scalar(shard.uri), len(value))
+    plain = pc.if_else(coded, none, value)
+    blank = pc.and_not(pc.fill_null(pc.equal(length, 0), True), coded)
+    long = pc.fill_null(pc.and_not(pc.greater(length, MAX_ADDRESS), coded), False)
+    told = _first(told, blank, f"no image in this row\tcolumn {role.picture!r} is empty")
+    told = _first(told, long, f"a text too long for a path or URL\tcolumn {role.picture!r}")
+    plain = pc.if_else(pc.or_(blank, long), none, plain)
+    version = pc.if_else(coded, _stamped(shard, role, len(value)), _hashes(plain, *texts))
+    cell: Any = TEXT if piece.offset is not None else pc.binary_join_element_wise(f"{role.picture}#", label, "")
+    out = _placed(pc.coalesce(absolute(plain, base), here), pc.if_else(coded, cell, none), version)
+    if piece.offset is not None:
+        out |= {"offset": piece.offset, "size": pc.fill_null(piece.size, 0)}
+    return out, told
+
+
+def _placed(uri: pa.Array, member: pa.Array, version: pa.Array) -> dict[str, pa.Array]:
+    nothing = {"offset": pa.nulls(len(uri), pa.int64()), "size": pa.array(np.zeros(len(uri), np.int64))}
+    return {"uri": uri, "member": member, "version": version, **nothing}
+
+
+def _stamped(shard: Shard, role: Roles, count: int) -> pa.Array:
+    """Versions of rows that hold for this very file and these columns."""
     mark = digest([role.picture, role.key, role.caption, role.rest], 8)
-    stamped = pa.repeat(pa.scalar(f"{shard.stamp}+{mark}"), count)
-    here = pa.repeat(pa.scalar(shard.uri), count)
-    offset, size = pa.nulls(count, pa.int64()), pa.array(np.zeros(count, np.int64))
-    broken = null if piece.broken is None else piece.broken
-    if role.cells:
-        member, uri, version = cell, here, stamped
-        if piece.empty is not None:
-            path = _path(table, role)
-            told = pc.if_else(piece.empty, f"bytes are null\tcolumn {role.picture!r}", none)
-            if path is not None:
-                elsewhere = pc.and_(piece.empty, pc.is_valid(path))
-                member = pc.if_else(elsewhere, none, member)
-                uri = pc.if_else(elsewhere, absolute(path, base or _folder(shard.uri)), uri)
-                told = pc.if_else(elsewhere, none, told)
-            broken = pc.coalesce(broken, told)
-    else:
-        value = _array(table[role.picture].cast(pa.string()))
-        coded = encoded_at(value) if piece.offset is None else pc.is_valid(piece.offset)
-        plain = pc.if_else(coded, none, value)
-        blank = pc.and_(pc.invert(coded), pc.fill_null(pc.equal(value, ""), True))
-        long = pc.fill_null(pc.greater(pc.binary_length(plain), MAX_ADDRESS), False)
-        told = pc.if_else(blank, f"no image in this row\tcolumn {role.picture!r} is empty", none)
-        told = pc.if_else(long, f"a text too long for a path or URL\tcolumn {role.picture!r}", told)
-        broken = pc.coalesce(broken, told)
-        plain = pc.if_else(long, none, plain)
-        uri = pc.coalesce(absolute(pc.if_else(blank, none, plain), base or _folder(shard.uri)), here)
-        if piece.offset is not None:
-            offset, size = piece.offset, pc.fill_null(piece.size, 0)
-            member = pc.if_else(coded, TEXT, none)
-        else:
-            member = pc.if_else(coded, cell, none)
-        version = pc.if_else(coded, stamped, _hashes(plain, caption, sidecar))
-    if pc.any(pc.match_substring(uri, "@")).as_py():
-        secret = pc.fill_null(pc.match_substring_regex(uri, WITH_PASSWORD), False)
-        member = pc.if_else(secret, f"{BARRED}its address holds a user name or a password", member)
-        uri = pc.if_else(secret, bare(shard.uri), uri)
-    if role.key and pc.any(unnamed).as_py():
-        told = pc.if_else(unnamed, f"the key is null\tcolumn {role.key!r}", none)
-        broken = pc.coalesce(broken, told)
-    if broken.null_count < count:
-        bad = pc.is_valid(broken)
-        member = pc.if_else(bad, pc.binary_join_element_wise(BROKEN, broken, ""), member)
-        offset = pc.if_else(bad, pa.scalar(None, pa.int64()), offset)
-    key = pc.coalesce(key, own)
-    columns = {"key": key, "uri": uri, "member": member, "version": version, "caption": caption, "sidecar": sidecar}
-    columns |= {"unit": null, "offset": offset, "size": size}
-    return pa.table({name: columns[name] for name in ITEM.names}).cast(ITEM)
+    return pa.repeat(pa.scalar(f"{shard.stamp}+{mark}"), count)
+
+
+def _first(told: pa.Array | None, where: pa.Array, text: str) -> pa.Array | None:
+    """`told`, with `text` where that says nothing yet."""
+    if not pc.any(where).as_py():
+        return told
+    more = pc.if_else(where, text, pa.scalar(None, pa.string()))
+    return more if told is None else pc.coalesce(told, more)
+
+
+def _texts(column: pa.ChunkedArray) -> pa.Array:
+    """A column as text, in one array."""
+    return _array(column if column.type == pa.string() else column.cast(pa.string()))
 
 
 def _array(column: Any) -> pa.Array:
     """One array of a column."""
-    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return whole if not isinstance(whole, pa.ChunkedArray) else pa.concat_arrays(whole.chunks)
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _captions(table: pa.Table, role: Roles) -> pa.Array:
     if not role.caption:
         return pa.nulls(table.num_rows, pa.string())
-    text: Any = table[role.caption].cast(pa.string())
-    text = pc.utf8_trim_whitespace(_array(role.change_caption(text) if role.change_caption else text))
+    text: Any = _texts(table[role.caption])
+    if role.change_caption:
+        text = _array(role.change_caption(pa.chunked_array([text])))
+    text = pc.utf8_trim_whitespace(text)
     return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
 
 

@@ -126,7 +126,7 @@ def _of_lines(stream: io.BufferedReader, budget: Budget) -> Iterator[_Record]:
         except ValueError as error:
             message, _, more = str(error).partition("\t")
             what, _, where = message.partition(": ")
-            yield _failed(str(number), what, f"line {number + 1}: {more or where}")
+            yield _failed(str(number), what, f"line {number + 1}: {more or where}".removesuffix(": "))
             continue
         if isinstance(value, list):
             many = [(f"{number}/{at}", inner) for at, inner in enumerate(value)] or [(str(number), value)]
