@@ -1,4 +1,4 @@
-"""Images written as text, lists of images, arrays of records, other encodings: each read, or refused with what to do."""
+"""Images written as text, lists of images, arrays of records, other encodings: each is read, or refused with advice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 import zoo
 from nextloom.content import Content, ContentError
-from nextloom.curation.sources import piece, records
+from nextloom.curation.sources import records
 from nextloom.curation.sources.table import Table
 from nextloom.encoded import decode, is_encoded
 from nextloom.errors import UserError
@@ -261,7 +261,7 @@ def test_a_listing_of_lists_with_paths_reads_no_image(tmp_path):
 
 def test_an_index_wants_lists(tmp_path):
     pq.write_table(pa.table({"jpg": [b"a"]}), tmp_path / "t.parquet")
-    with pytest.raises(UserError, match="expected lists in 'jpg'\n  next: take source.index out"):
+    with pytest.raises(UserError, match=r"expected lists in 'jpg'\n  next: take source\.index out"):
         listing(tmp_path, index=0)
 
 

@@ -35,6 +35,10 @@ MAX_ADDRESS = 8192
 """Most characters of a path or URL; a longer text is none."""
 
 
+Texts = tuple[pa.Array, pa.Array]
+"""Caption and sidecar."""
+
+
 def rows(piece: Piece, shard: Shard, role: Roles, base: str | None = None) -> pa.Table:
     """Rows of a piece of a table, schema `ITEM`.
 
