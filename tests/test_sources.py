@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -320,4 +321,31 @@ def test_tables_and_img2dataset_in_a_bucket(tmp_path, bucket):
     assert [content.fetch(row) for row in cells] == [b"one", b"two"]
     relative, absolute, null = everything(Table(path=f"s3://pictures/out/p*s.parquet{query}"))
     assert relative["key"] == "paths.parquet#0" and content.fetch(relative) == b"by its path"
-    assert absolute["uri"] == "/x.jpg" and null["member"] == "!column 'file' is empty"
+    assert absolute["uri"] == "/x.jpg" and null["member"] == "!no image in this row\tcolumn 'file' is empty"
+
+
+@pytest.mark.parametrize("kind", ["table", "webdataset", "img2dataset"])
+def test_one_key_in_two_shards_is_refused_with_both_places_and_the_advice_works(tmp_path, kind):
+    folder = tmp_path / "in"
+    if kind == "table":
+        folder.mkdir()
+        for name in "ab":
+            pq.write_table(pa.table({"id": ["x", name], "jpg": [b"1", b"2"]}), folder / f"{name}.parquet")
+        source = {"key": "id"}
+    elif kind == "webdataset":
+        for name in "ab":
+            write_tar(folder / f"{name}.tar", [("x.jpg", b"1"), (f"{name}.jpg", b"2")])
+        source = {}
+    else:
+        write_output(folder, "webdataset", shards=1)
+        for part in ("tar", "parquet"):
+            shutil.copy(folder / f"00000.{part}", folder / f"00001.{part}")
+        shutil.copy(folder / "00000_stats.json", folder / "00001_stats.json")
+        source = {}
+    recipe, dataset = build(tmp_path, STEPS, source={"op": kind, "path": "in"} | source)
+    names = {"table": "a.parquet and b.parquet", "webdataset": "a.tar and b.tar", "img2dataset": "00000 and 00001"}
+    with pytest.raises(UserError, match=f"is listed 2 times, in {names[kind]}") as refused:
+        plans(recipe, dataset)
+    field, value = re.search(r"set source\.(\w+): (\w+)", refused.value.next).groups()
+    recipe, dataset = build(tmp_path, STEPS, source={"op": kind, "path": "in", field: value} | source)
+    assert plans(recipe, dataset)["source"].todo == (12 if kind == "img2dataset" else 4)

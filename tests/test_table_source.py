@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nextloom.content import Content, ContentError
-from nextloom.curation.sources import jsontext, readers
+from nextloom.curation.sources import delimited, jsontext
 from nextloom.curation.sources.table import Table
 from nextloom.errors import UserError
 from nextloom.untrusted import Door
@@ -35,7 +35,7 @@ def listing(path, **fields) -> list[dict]:
 def failure(row: dict) -> str:
     with pytest.raises(ContentError) as error:
         Content(ANYWHERE).fetch(row)
-    return str(error.value)
+    return f"{error.value}: {error.value.detail}" if error.value.detail else str(error.value)
 
 
 def pictures(count: int) -> list[bytes]:
@@ -152,7 +152,7 @@ def test_csv_with_a_real_parser(tmp_path):
 
 @pytest.mark.parametrize("block", [64, 1 << 20])
 def test_broken_csv_records_are_failed_rows_and_shift_no_number(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(readers, "BLOCK", block)
+    monkeypatch.setattr(delimited, "BLOCK", block)
     lines = [f"http://x/{n}.jpg,text {n}" for n in range(40)]
     for bad, text in ((0, "lone"), (7, "a,b,c,d"), (39, "last")):
         lines[bad] = text
@@ -162,8 +162,8 @@ def test_broken_csv_records_are_failed_rows_and_shift_no_number(tmp_path, monkey
     for n in range(40):
         if n not in (0, 7, 39):
             assert rows[f"t.csv#{n}"]["uri"] == f"http://x/{n}.jpg"
-    assert failure(rows["t.csv#7"]) == "4 fields, expected 2: a,b,c,d"
-    assert failure(rows["t.csv#0"]).startswith("1 fields") and failure(rows["t.csv#39"]).endswith("last")
+    assert failure(rows["t.csv#7"]) == "not as many fields as the header: 4 fields, expected 2: a,b,c,d"
+    assert "1 fields" in failure(rows["t.csv#0"]) and failure(rows["t.csv#39"]).endswith("last")
 
 
 def test_jsonl_line_by_line(tmp_path):
@@ -182,18 +182,18 @@ def test_jsonl_line_by_line(tmp_path):
     with gzip.open(tmp_path / "t.jsonl.gz", "wb") as file:
         file.write(b"\n".join(lines))
     rows = {row["key"]: row for row in listing(tmp_path, key="id")}
-    assert list(rows) == ["1", "2", "5", "t.jsonl.gz#7", "8", "t.jsonl.gz#3", "t.jsonl.gz#4", "t.jsonl.gz#5"]
+    assert list(rows) == ["1", "2", "5", "t.jsonl.gz#7", "8", "t.jsonl.gz#3", "t.jsonl.gz#4/0", "t.jsonl.gz#5"]
     assert (rows["1"]["uri"], rows["1"]["caption"]) == ("https://x/1.jpg", "one")
     assert json.loads(rows["1"]["sidecar"]) == {"score": 4.5, "tags": ["a"], "nan": None, "inf": None}
     assert rows["2"]["uri"] == f"{tmp_path}/sub/2.jpg" and rows["2"]["caption"] is None
     assert json.loads(rows["2"]["sidecar"]) == {"extra": "only here", "text": ["no", "text"]}
     assert json.loads(rows["8"]["sidecar"]) == {"raw": "\ud83d"} and rows["8"]["caption"] == "\\ud83d"
-    assert {key: failure(row).partition(":")[0] for key, row in rows.items() if row["member"]} == {
-        "5": "column 'url' is empty",
-        "t.jsonl.gz#7": "column 'id', the key, is null",
-        "t.jsonl.gz#3": "line 4",
-        "t.jsonl.gz#4": "line 5",
-        "t.jsonl.gz#5": "line 6",
+    assert {key: failure(row) for key, row in rows.items() if row["member"]} == {
+        "5": "no image in this row: column 'url' is empty",
+        "t.jsonl.gz#7": "the key is null: column 'id'",
+        "t.jsonl.gz#3": "not JSON: line 4: Expecting value: line 1 column 17 (char 16)",
+        "t.jsonl.gz#4/0": "a record that is no object: line 5: int",
+        "t.jsonl.gz#5": "a text is not UTF-8: line 6, byte 21",
     }
 
 
@@ -209,10 +209,10 @@ def test_null_bytes_are_failed_rows_or_a_path_beside_them(tmp_path):
         pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=2)
     a, b, c, d = listing(tmp_path / "struct.parquet")
     assert Content(ANYWHERE).fetch(a) == b"a" and Content(ANYWHERE).fetch(b) == b"beside"
-    assert failure(c) == failure(d) == "column 'image' is null"
+    assert failure(c) == failure(d) == "bytes are null: column 'image'"
     a, b = listing(tmp_path / "plain.parquet")
-    assert Content(ANYWHERE).fetch(a) == b"a" and failure(b) == "column 'image' is null"
-    assert [failure(row) for row in listing(tmp_path / "never.parquet")] == ["column 'image' is null"] * 2
+    assert Content(ANYWHERE).fetch(a) == b"a" and failure(b) == "bytes are null: column 'image'"
+    assert [failure(row) for row in listing(tmp_path / "never.parquet")] == ["bytes are null: column 'image'"] * 2
 
 
 @pytest.mark.parametrize(

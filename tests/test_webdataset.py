@@ -52,7 +52,7 @@ def failures(rows: dict[str, dict]) -> dict[str, str]:
         try:
             Content(ANYWHERE).fetch(row)
         except ContentError as error:
-            out[key] = str(error)
+            out[key] = f"{error}: {error.detail}" if error.detail else str(error)
     return out
 
 
@@ -140,9 +140,9 @@ def test_several_pictures_none_twice_and_links(tmp_path):
     assert content.fetch(rows["pair.output.jpg"]) == b"out" and content.fetch(rows["twice"]) == b"first"
     assert rows["pair.input.jpg"]["caption"] == rows["pair.output.jpg"]["caption"] == "make it snow"
     assert failures(rows) == {
-        "lone": "no picture in this sample, only .txt .mp4",
-        second: "twice.JPG stands twice in this tar; this is the second",
-        "gone": "a link to nowhere.jpg, which is not before it in this tar",
+        "lone": "no image in this sample: only .txt .mp4",
+        second: "a name stands twice in this tar; this is the second: twice.JPG",
+        "gone": "a link to no member before it in this tar: nowhere.jpg",
         "pipe": "a pipe or device, which has no byte range",
     }
 
@@ -176,7 +176,7 @@ def test_damage_in_the_middle_and_two_tars_in_one(tmp_path):
     raw[third : third + 512] = b"\xaa" * 512
     (tmp_path / "middle.tar").write_bytes(raw)
     assert failures(rows := listing(tmp_path / "middle.tar")) == {
-        "middle.tar": f"damaged at byte {third:,}, behind 1.jpg"
+        "middle.tar": f"the shard is cut off or damaged: damaged at byte {third:,}, behind 1.jpg"
     }
     assert list(rows) == ["0", "1", "middle.tar"]
     joined = failures(listing(tmp_path / "joined.tar"))

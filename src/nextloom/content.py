@@ -2,7 +2,9 @@
 
     uri                       the whole object
     uri, offset, size         a byte range: the member of an uncompressed tar
-    uri, member "jpg#12"      row 12 of column `jpg` in a Parquet or Arrow file; a struct column gives its `bytes`
+    uri, offset, size, "~"    a byte range of text: base64, or a `data:` URI
+    uri, member "jpg#12"      row 12 of column `jpg` in a Parquet or Arrow file; a struct column gives its `bytes`, one
+                              of text is decoded, and of a list ``#12/0`` is the first
     uri, member "!..."        nothing: what the source found there is broken, and this says how
     uri, member "^..."        nothing: what the row or shard names may not be read, and this says why
     uri, member "?..."        nothing: the source could not read this unit, and the next listing tries again
@@ -20,10 +22,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from nextloom import encoded
 from nextloom.arrow_files import PAR, ArrowFile, open_parquet
 from nextloom.untrusted import Door, NotAllowed, TooLarge
 
 WEB = ("http://", "https://")
+TEXT = "~"
+"""The `member` of a row whose bytes are written as text in a range of a text file."""
 BROKEN, BARRED, UNREAD = "!", "^", "?"
 MARKS = (BROKEN, BARRED, UNREAD)
 """How the `member` of a row begins that has no bytes."""
@@ -72,16 +77,19 @@ class Content:
             raise (NotAllowed if member.startswith(BARRED) else ContentError)(message, detail or None)
         if uri.startswith(WEB):
             raise ContentError("the row is a URL and has no bytes; read a `download` step")
+        if member == TEXT:
+            self._expect_size(row["size"] * 3 // 4 - 64)
+            return self._decoded(_unescaped(self._range(uri, row["offset"], row["size"], row["version"])))
         if member is not None:
             return self._cell(uri, member, row["version"])
         if row.get("offset") is not None:
+            self._expect_size(row["size"])
             return self._range(uri, row["offset"], row["size"], row["version"])
         if self._whole is None or self._whole[0] != uri:
             self._whole = (uri, self._door.read(uri))
         return self._whole[1]
 
     def _range(self, uri: str, offset: int, size: int, version: str) -> bytes:
-        self._expect_size(size)
         handle = self._open(uri, version)
         raw = handle.read_at(size, offset)
         if len(raw) != size:
@@ -90,6 +98,7 @@ class Content:
 
     def _cell(self, uri: str, member: str, version: str) -> bytes:
         column, _, number = member.rpartition("#")
+        number, _, part = number.partition("/")
         at = int(number)
         table = self._open(uri, version, member=True)
         group = 0
@@ -100,13 +109,25 @@ class Content:
         if self._group is None or self._group[0] != key:
             self._group = (key, table.read(group, column))
         value = self._group[1][at].as_py()
+        if part and value is not None:
+            value = value[int(part)]
         if isinstance(value, Mapping):
             value = value.get("bytes")
         if value is None:
-            raise ContentError(f"column {column!r} is null")
-        raw = value.encode() if isinstance(value, str) else value
-        if not isinstance(raw, bytes):
+            raise ContentError("bytes are null", f"column {column!r}")
+        if isinstance(value, str):
+            return self._decoded(value)
+        if not isinstance(value, bytes):
             raise ContentError("the cell holds no bytes", f"column {column!r}")
+        self._expect_size(len(value))
+        return value
+
+    def _decoded(self, text: str) -> bytes:
+        self._expect_size(len(text) * 3 // 4 - 64)  # the beginning of a data: URI and the end of base64 are no bytes
+        try:
+            raw = encoded.decode(text)
+        except ValueError as error:
+            raise ContentError("a text that is no image in base64 and no data: URI", str(error)) from None
         self._expect_size(len(raw))
         return raw
 
@@ -128,6 +149,11 @@ class Content:
         opened = _Cells(found.file) if member else found.file
         self._opened = (uri, version, opened)
         return opened
+
+
+def _unescaped(raw: bytes) -> str:
+    r"""Text of base64 as a text file holds it: in UTF-16 or -32 with zeros between, in JSON perhaps with `\/`."""
+    return raw.replace(b"\0", b"").replace(b"\\/", b"/").decode("utf-8", "replace")
 
 
 class _Cells:

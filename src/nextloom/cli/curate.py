@@ -58,6 +58,8 @@ def _show_plan(plans: list[Any]) -> None:
         table.add_row(p.step, p.op, p.state, todo, wanted, duration(p.cpu_seconds), named(p.cause))
     show(table)
     for p in plans:
+        for note in p.notes:
+            say(f"note         {p.step}: {note}")
         if p.code:
             say(f"code         {p.step}: {p.code}")
         if p.environment:

@@ -55,6 +55,8 @@ class StepPlan:
     """The command that helps where it is blocked, if one does."""
     warning: str = ""
     """What a rule may lose that its author did not mean to, and what to write instead."""
+    notes: tuple[str, ...] = ()
+    """What the listing of the source passed over."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -68,6 +70,8 @@ class Planner:
         self.recipe, self.dataset, self.graph = recipe, dataset, Graph(recipe)
         self.retry_errors = retry_errors
         self.changes: Changes | None = Changes(dataset, recipe.source) if listing else None
+        self.notices = self.changes.notices if self.changes else ()
+        self.nothing = self.changes.nothing if self.changes else ""
         self.fingerprints: dict[str, str] = {}
         self.identities: dict[str, dict[str, Any]] = {}
         self.results: dict[str, str | None] = {}
@@ -96,6 +100,9 @@ class Planner:
         if self.changes:
             plan.state, plan.cause, plan.todo = STALE, self.changes.describe(), self.changes.new.num_rows
             plan.state = STALE if len(self.changes.kept) or len(self.changes.gone) else MISSING
+        plan.notes = tuple(self.notices)
+        if not plan.wanted:
+            plan.cause = f"{plan.cause} NO ROWS: {self.nothing}".strip()
         return plan
 
     def sync(self) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import rich.progress as rp
 from rich.console import Console
 
+from nextloom.printable import printable
+
 
 class Progress:
     """A progress line per step; also prints the resume line, which says what is done and what is left."""
@@ -41,8 +43,8 @@ class Progress:
             self._tasks[step] = self._bars.add_task(step, completed=done, total=wanted, note="")
 
     def say(self, text: str) -> None:
-        """A line of its own."""
-        self._console.print(f"  {text}")
+        """A line of its own; it may hold what strangers wrote."""
+        self._console.print(f"  {printable(text)}", markup=False)
 
     def advance(self, step: str, rows: int, errors: int) -> None:
         """`rows` more are settled, `errors` of them as error rows."""

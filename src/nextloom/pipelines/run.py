@@ -28,6 +28,7 @@ from nextloom.pipelines.pool import Crew
 from nextloom.pipelines.progress import Progress
 from nextloom.pipelines.recipe import SOURCE, Recipe, Step
 from nextloom.pipelines.worker import Source, Task, dead_rows
+from nextloom.printable import printable
 from nextloom.store.dataset import Dataset
 from nextloom.store.files import read_files, take_ids, write_file
 from nextloom.store.rowset import files_digest, missing
@@ -67,6 +68,10 @@ class Run:
         changed = self.planner.sync()
         if changed:
             self.progress.say(f"source: {changed} rows")
+        for notice in self.planner.notices:
+            self.progress.say(f"source: {notice}")
+        if not self.planner.source().wanted:
+            log.warning("source: there are no rows: %s", printable(self.planner.nothing))
         if self.retry_errors:
             self._drop_errors()
         left = {step.name: step for step in self.steps}

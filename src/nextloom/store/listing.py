@@ -21,6 +21,7 @@ from nextloom.errors import UserError
 from nextloom.op import digest
 from nextloom.store.dataset import GONE, ITEM, ROWS, Dataset
 from nextloom.store.files import write_file
+from nextloom.store.notices import Notices, lines, notices_of
 
 SOURCE = "source"
 PLACE = ("unit", "uri", "offset", "member")
@@ -42,6 +43,12 @@ class Lists(Protocol):
         """Objects of a unit, schema `ITEM` (its `unit` may be null), keys unique; `known` is key -> version of
         objects whose caption and sidecar are not wanted again."""
 
+    def passed_over(self) -> Notices:
+        """What `units` passed over, such as files of another kind in a folder of shards."""
+
+    def when_twice(self) -> str:
+        """What to do where two units list the same key."""
+
 
 class Changes:
     """Rows to add, bury, revive, and rows whose bytes lie elsewhere now; nothing is written before `apply`."""
@@ -55,14 +62,23 @@ class Changes:
         self._dataset = dataset
         self._before = dataset.receipt(SOURCE) or {}
         units = dict(source.units())
-        self._document = {"identity": digest(source.identity()), "units": units}
-        old = self._before.get("units", {}) if self._before.get("identity") == self._document["identity"] else {}
+        self._document: dict[str, Any] = {"identity": digest(source.identity()), "units": units}
+        before = self._before if self._before.get("identity") == self._document["identity"] else {}
+        old = before.get("units", {})
         same = {name for name, version in units.items() if version and old.get(name) == version}
         self.new, self._moved = ITEM.empty_table(), ROWS.empty_table().select(["id", *PLACE])
         self._gone: np.ndarray = np.empty(0, np.int64)
         self.gone = self.revived = self.kept = self._gone
+        self._told: dict[str, Notices] = {n: told for n, told in before.get("notices", {}).items() if n in same}
         if same != set(units) or same != set(old):
             self._compare(source, [name for name in units if name not in same], same)
+        self._document["notices"] = self._told
+        self.notices: list[str] = lines([source.passed_over(), *self._told.values()])
+        """What the listing passed over, a sentence each; of a unit that is the same, what it was when it was listed."""
+        self.nothing = "; ".join(self.notices) or (
+            f"{len(units):,} shards, none with a row" if set(units) - {""} else "the source lists no object"
+        )
+        """Why there is no row, where there is none."""
 
     def _compare(self, source: Lists, names: list[str], same: set[str]) -> None:
         known = self._dataset.all_rows(["key", "unit", "uri", "version"])
@@ -70,11 +86,12 @@ class Changes:
         here, elsewhere = known.filter(settled), known.filter(pc.invert(settled))
         gone = self._dataset.gone_ids()
         versions = dict(zip(elsewhere["key"].to_pylist(), elsewhere["version"].to_pylist(), strict=True))
-        items = _list(source, names, versions)
+        items = _list(source, names, versions, self._told)
         unread = pc.unique(items.filter(pc.starts_with(items["member"], UNREAD))["unit"]).to_pylist()
         self._document["units"] |= dict.fromkeys(unread, "")  # looked into again by the next listing
         here_live = here.filter(pc.invert(pc.is_in(here["id"], pa.array(gone))))
-        _assert_unique(pa.concat_tables([items.select(["key", "unit"]), here_live.select(["key", "unit"])]))
+        place = ["key", "unit", "uri"]
+        _assert_unique(pa.concat_tables([items.select(place), here_live.select(place)]), source)
         identity = ["key", "version"]
         at = items.append_column("at", pa.array(np.arange(items.num_rows)))
         new = at.join(elsewhere.select(identity), keys=identity, join_type="left anti")
@@ -134,27 +151,35 @@ class Changes:
             self._dataset.write_receipt(SOURCE, self._document)
 
 
-def _list(source: Lists, names: list[str], known: Mapping[str, str]) -> pa.Table:
-    """The items of `names`, in their order."""
+def _list(source: Lists, names: list[str], known: Mapping[str, str], told: dict[str, Notices]) -> pa.Table:
+    """The items of `names`, in their order; their notices are added to `told`."""
 
-    def look(name: str) -> pa.Table:
+    def look(name: str) -> tuple[pa.Table, Notices]:
         items = source.items(name, known)
         at = ITEM.get_field_index("unit")
-        return items.set_column(at, ITEM.field("unit"), pa.array([name] * items.num_rows, pa.string())).cast(ITEM)
+        units = items.set_column(at, ITEM.field("unit"), pa.repeat(pa.scalar(name), items.num_rows))
+        units = units.replace_schema_metadata(None)
+        return units if units.schema.equals(ITEM) else units.cast(ITEM), notices_of(items)
 
+    tables = [ITEM.empty_table()]
     with ThreadPoolExecutor(min(LISTERS, max(1, len(names)))) as pool:
-        return pa.concat_tables([ITEM.empty_table(), *pool.map(look, names)])
+        for name, (items, notices) in zip(names, pool.map(look, names), strict=True):
+            tables.append(items)
+            if notices:
+                told[name] = notices
+    return pa.concat_tables(tables)
 
 
-def _assert_unique(listed: pa.Table) -> None:
-    counts = listed.group_by("key").aggregate([("key", "count"), ("unit", "min"), ("unit", "max")])
+def _assert_unique(listed: pa.Table, source: Lists) -> None:
+    counts = listed.group_by("key").aggregate([("key", "count")])
     twice = counts.filter(pc.greater(counts["key_count"], 1))
     if twice.num_rows:
-        first = twice.slice(0, 1).to_pylist()[0]
-        units = sorted({first["unit_min"], first["unit_max"]} - {""})
-        place = f" (in {' and '.join(units)})" if units else ""
+        key, count = twice["key"][0].as_py(), twice["key_count"][0].as_py()
+        found = listed.filter(pc.equal(listed["key"], key)).slice(0, 2).to_pylist()
+        first, second = (place["unit"] or place["uri"] for place in found)
+        more = f"; {twice.num_rows:,} keys are" if twice.num_rows > 1 else ""
         raise UserError(
-            f"key {first['key']!r} is listed {first['key_count']} times{place}; {twice.num_rows} keys are",
+            f"key {key!r} is listed {count} times, in {first} and {second}{more}",
             where="source",
-            next="keys name rows for good: mend the source, or choose keys that are unique, such as `keys: unit`",
+            next=source.when_twice(),
         )

@@ -17,8 +17,8 @@ from urllib.parse import unquote_plus
 
 import pyarrow as pa
 
-from nextloom.curation.sources.columns import Roles, Wanted, is_picture
 from nextloom.curation.sources.jsontext import is_text
+from nextloom.curation.sources.roles import Roles, Wanted, is_picture
 from nextloom.curation.sources.shards import Refusal
 from nextloom.curation.sources.table import Table
 

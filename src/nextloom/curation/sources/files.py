@@ -6,21 +6,21 @@
 A listing costs one `scandir` and one `stat` per file and opens nothing but sidecars: for `a/cat.jpg` these are
 `a/cat.txt` (the caption) and `a/cat.json` (kept whole; its `caption` or `text` is the caption where there is
 no .txt). A file is never dropped for being odd: a broken link, an empty file or a sidecar in another encoding is
-a row, and the step that needs its pixels says what is wrong. Suffixes decide what is a picture; every other
-file is no row. A folder that cannot be read ends the listing, since rows that go missing would pass for deleted.
+a row, and the step that needs its pixels says what is wrong. Suffixes decide what is an image (`suffixes: any` also
+opens files of other ones); every other file is no row, and is counted. A folder that cannot be read ends the listing,
+since rows that go missing would pass for deleted.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
-from typing import ClassVar
+from typing import ClassVar, Literal
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -28,15 +28,17 @@ import pyarrow.fs as pafs
 
 from nextloom.config import RootPath
 from nextloom.content import BARRED
+from nextloom.curation.sources import captions
 from nextloom.curation.sources.source import Item, Source, item_table
+from nextloom.curation.sources.suffixes import LIKELY_FILES, SUFFIXES, shown
+from nextloom.encoded import is_image
 from nextloom.errors import UserError
 from nextloom.io import filesystem, is_uri
+from nextloom.store.notices import Tally, with_notices
 from nextloom.untrusted import MAX_SIDECAR, Door, NotAllowed, TooLarge
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
-"""Default suffixes, in any case: of all formats that `nextloom.pixels` reads."""
-
 SIDECARS = (".txt", ".json")
+HIDDEN = "hidden names are passed over"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,23 +64,31 @@ class Files(Source):
     """Patterns on the key; a file that matches any is kept. `*` also crosses folders. Default: every file."""
     recursive: bool = True
     """Whether to look into sub-folders."""
-    suffixes: tuple[str, ...] = SUFFIXES
-    """Suffixes that make a file a picture, in any case."""
+    suffixes: tuple[str, ...] | Literal["any"] = SUFFIXES
+    """Suffixes that make a file an image, in any case; any: also a file of another suffix that begins as one does."""
+    caption: str | None = None
+    """Field of the .json that is the caption where there is no .txt; names inside of names are joined by dots.
+    Default: `caption`, else `text`."""
 
     def items(self, unit: str, known: Mapping[str, str]) -> pa.Table:
         """As in `Source`; all folders are one unit."""
-        return item_table(self.listing(known))
+        tally = Tally()
+        return with_notices(item_table(self.listing(known, tally)), tally)
 
-    def listing(self, known: Mapping[str, str] | None = None) -> list[Item]:
-        """Pictures sorted by key, keys unique; those that are `known` without captions and sidecars.
+    def listing(self, known: Mapping[str, str] | None = None, tally: Tally | None = None) -> list[Item]:
+        """Images sorted by key, keys unique; those that are `known` without captions and sidecars.
+
+        Args:
+            known: as in `Source.items`.
+            tally: counts what is no row.
 
         Raises:
             UserError: a folder is missing or cannot be read, or two folders of the list hold the same key.
         """
-        known = known or {}
+        known, tally = known or {}, Tally() if tally is None else tally
         items: dict[str, Item] = {}
         for root in (self.path,) if isinstance(self.path, str) else self.path:
-            for item in self._of_root(root, known):
+            for item in self._of_root(root, known, tally):
                 if other := items.get(item.key):
                     raise UserError(
                         f"two files have the key {item.key!r}: {other.uri} and {item.uri}",
@@ -88,54 +98,79 @@ class Files(Source):
                 items[item.key] = item
         return [items[key] for key in sorted(items)]
 
-    def _of_root(self, root: str, known: Mapping[str, str]) -> Iterator[Item]:
+    def _of_root(self, root: str, known: Mapping[str, str], tally: Tally) -> Iterator[Item]:
         list_files, door = _remote_files if is_uri(root) else _local_files, self.door()
-        patterns = (self.glob,) if isinstance(self.glob, str) else self.glob
-        wanted = {suffix.lower() for suffix in self.suffixes}
-        pictures: list[_File] = []
+        images: list[_File] = []
+        passed = set[str]()
         sidecars: dict[tuple[str, str], _File] = {}
-        for file in list_files(root, self.recursive, door):
+        wanted = {suffix.lower() for suffix in (SUFFIXES if self.suffixes == "any" else self.suffixes)}
+        for file in list_files(root, self.recursive, door, tally):
             if file.problem:
                 yield Item(file.rel, file.uri, 0, file.stamp, member=file.problem)
                 continue
             stem, suffix = os.path.splitext(file.rel)
-            if (suffix := suffix.lower()) in SIDECARS:
+            suffix = suffix.lower()
+            if suffix in SIDECARS:
                 sidecars[stem, suffix] = file
-            if suffix in wanted and (not patterns or any(fnmatchcase(file.rel, p) for p in patterns)):
-                pictures.append(file)
-        for file in pictures:
+            if suffix not in wanted and not self._sniffed(file, suffix, known, door, tally):
+                if suffix not in SIDECARS:
+                    tally["files are no rows (suffixes: any looks into them)"][shown(suffix)] += 1
+                if suffix in LIKELY_FILES:
+                    more = " ({op: table} reads a table)" if suffix in TABLES else ""
+                    tally[captions.NOT_READ][f"in a {suffix}{more}"] += 1
+            elif self._chosen(file):
+                images.append(file)
+            else:
+                passed.add(file.rel)
+                tally["images match no pattern of glob"][shown(suffix)] += 1
+        _count_texts(sidecars, {image.rel for image in images}, passed, tally)
+        for file in images:
             stem = os.path.splitext(file.rel)[0]
             beside = [sidecars.get((stem, suffix)) for suffix in SIDECARS]
             version = "+".join([file.stamp, *(f"{s.rel[-4:]}:{s.stamp}" for s in beside if s)])
             caption = sidecar = None
             if known.get(file.rel) != version:
-                caption, sidecar = _read_sidecars(door, *beside)
+                caption, sidecar = self._texts(door, *beside, tally)
             yield Item(file.rel, file.uri, file.size, version, caption, sidecar)
 
+    def _chosen(self, file: _File) -> bool:
+        patterns = (self.glob,) if isinstance(self.glob, str) else self.glob
+        return not patterns or any(fnmatchcase(file.rel, pattern) for pattern in patterns)
 
-def _read_sidecars(door: Door, txt: _File | None, jsn: _File | None) -> tuple[str | None, str | None]:
-    """Caption and sidecar JSON; what cannot be read is told in the latter as `error`, never raised."""
-    problems: list[str] = []
-    caption = sidecar = None
-    if txt:
-        caption = (_text(door, txt, problems) or "").strip() or None
-    if jsn:
-        sidecar = _text(door, jsn, problems)
-        if sidecar is not None:
-            try:
-                data = json.loads(sidecar)
-            except (ValueError, RecursionError) as error:
-                problems.append(f"{PurePosixPath(jsn.rel).name}: not JSON: {error}")
-            else:
-                caption = caption or caption_of(data)
-    plain = caption and caption.encode("utf-8", "backslashreplace").decode()
-    if jsn and plain != caption:  # JSON can spell half of a character: "\ud83d"
-        problems.append(f"{PurePosixPath(jsn.rel).name}: the caption holds half of a surrogate pair")
-        caption = plain
-    if problems:
-        whole = {"error": "; ".join(problems)} | ({"json": sidecar} if sidecar is not None else {})
-        sidecar = json.dumps(whole, ensure_ascii=False)
-    return caption, sidecar
+    def _sniffed(self, file: _File, suffix: str, known: Mapping[str, str], door: Door, tally: Tally) -> bool:
+        """Whether a file of another suffix is to be looked into, and begins as an image does."""
+        if self.suffixes != "any" or suffix in SIDECARS or not self._chosen(file):
+            return False
+        if known.get(file.rel, "").partition("+")[0] == file.stamp:
+            return True
+        try:
+            with door.open(file.uri).file as opened:
+                return is_image(opened.read(32))
+        except (OSError, NotAllowed) as error:
+            tally["files could not be looked into"][type(error).__name__] += 1
+            return False
+
+    def _texts(self, door: Door, txt: _File | None, jsn: _File | None, tally: Tally) -> tuple[str | None, str | None]:
+        """Caption and sidecar JSON; what cannot be read is told in the latter as `error`, never raised."""
+        problems: list[str] = []
+        text = _text(door, txt, problems) if txt else None
+        record = _text(door, jsn, problems) if jsn else None
+        name = PurePosixPath(jsn.rel).stem if jsn else ""
+        caption, sidecar, _ = captions.beside(name, text, record, problems, self.caption, tally)
+        return caption, captions.with_problems(sidecar, problems)
+
+
+def _count_texts(texts: Iterable[tuple[str, str]], images: set[str], passed: set[str], tally: Tally) -> None:
+    """Counts texts, given by (path without suffix, suffix), that are no sidecar of an image."""
+    stems = {os.path.splitext(rel)[0] for rel in images | passed}
+    for stem, suffix in texts:
+        if stem in images:
+            tally[captions.NOT_READ][f"named NAME{os.path.splitext(stem)[1]}{suffix}, not NAME{suffix}"] += 1
+        elif stem not in stems and stem not in passed:
+            tally["texts belong to no image"][suffix] += 1
+
+
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 def _text(door: Door, file: _File, problems: list[str]) -> str | None:
@@ -152,23 +187,14 @@ def _text(door: Door, file: _File, problems: list[str]) -> str | None:
     return None
 
 
-def caption_of(data: object) -> str | None:
-    """The `caption` or `text` of a JSON object, the first that is text and not blank."""
-    if isinstance(data, dict):
-        for field in ("caption", "text"):
-            if isinstance(data.get(field), str) and data[field].strip():
-                return data[field].strip()
-    return None
-
-
-def _local_files(root: str, recursive: bool, door: Door) -> Iterator[_File]:
+def _local_files(root: str, recursive: bool, door: Door, tally: Tally) -> Iterator[_File]:
     """Files below a local folder; names that begin with a dot are passed over, links to folders followed."""
     if not os.path.isdir(root):
         raise _missing(root)
     pending: list[tuple[str, str, tuple[str, ...]]] = [(os.path.abspath(root), "", (os.path.realpath(root),))]
     while pending:
         folder, prefix, chain = pending.pop()
-        for entry in _entries(folder, root if not prefix else None):
+        for entry in _entries(folder, root if not prefix else None, tally):
             if _is_dir(entry):
                 real = os.path.realpath(entry.path)
                 if recursive and entry.is_symlink() and not door.holds(entry.path):
@@ -176,21 +202,27 @@ def _local_files(root: str, recursive: bool, door: Door) -> Iterator[_File]:
                     yield _File(_utf8(prefix + entry.name), _utf8(entry.path), 0, f"link-{real}", told)
                 elif recursive and real not in chain:  # a link to a folder above would never end
                     pending.append((entry.path, f"{prefix}{entry.name}/", (*chain, real)))
-            elif file := _local_file(entry, prefix):
+                elif not recursive:
+                    tally["folders are not looked into (recursive: false)"][""] += 1
+            elif file := _local_file(entry, prefix, tally):
                 yield file
 
 
-def _entries(folder: str, root: str | None) -> list[os.DirEntry[str]]:
+def _entries(folder: str, root: str | None, tally: Tally) -> list[os.DirEntry[str]]:
     """What a folder holds; nothing of one that vanished since its parent was listed, unless it is the `root`."""
     try:
         with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
+            every = list(entries)
     except FileNotFoundError:
         if root is not None:
             raise _missing(root) from None
         return []
     except OSError as error:
         raise _unreadable(folder, error) from None
+    shown = [entry for entry in every if not entry.name.startswith(".")]
+    if len(shown) < len(every):
+        tally[HIDDEN][""] += len(every) - len(shown)
+    return shown
 
 
 def _is_dir(entry: os.DirEntry[str]) -> bool:
@@ -200,7 +232,7 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _local_file(entry: os.DirEntry[str], prefix: str) -> _File | None:
+def _local_file(entry: os.DirEntry[str], prefix: str, tally: Tally) -> _File | None:
     """The file of an entry; None for a pipe or a device, and for a file that vanished since its folder was read."""
     broken = False
     try:
@@ -219,6 +251,7 @@ def _local_file(entry: os.DirEntry[str], prefix: str) -> _File | None:
     elif stat.S_ISREG(info.st_mode):
         size, stamp = info.st_size, f"{info.st_mtime_ns}-{info.st_size}"
     else:
+        tally["pipes, sockets and devices are no rows"][""] += 1
         return None
     return _File(_utf8(prefix + entry.name), _utf8(entry.path), size, stamp)
 
@@ -228,7 +261,7 @@ def _utf8(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _remote_files(root: str, recursive: bool, door: Door) -> Iterator[_File]:
+def _remote_files(root: str, recursive: bool, door: Door, tally: Tally) -> Iterator[_File]:
     """Files below a URI, through `pyarrow.fs`; item URIs are percent-encoded as Arrow wants them."""
     address, mark, query = root.partition("?")  # s3://bucket/photos?region=...
     try:
@@ -242,7 +275,10 @@ def _remote_files(root: str, recursive: bool, door: Door) -> Iterator[_File]:
         raise _unreadable(root, error) from None
     for info, path in listed:
         rel = path[len(base) :].lstrip("/")
-        if info.type == pafs.FileType.Directory or any(part.startswith(".") for part in rel.split("/")):
+        if info.type == pafs.FileType.Directory:
+            continue
+        if any(part.startswith(".") for part in rel.split("/")):
+            tally[HIDDEN][""] += 1
             continue
         uri = f"{address.rstrip('/')}/{quote(rel)}{mark}{query}"
         yield _File(rel, uri, info.size or 0, f"{info.mtime_ns}-{info.size}")

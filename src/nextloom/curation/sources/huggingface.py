@@ -20,8 +20,8 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import yaml
 
-from nextloom.curation.sources.files import SUFFIXES as PICTURES
 from nextloom.curation.sources.shards import Refusal, Shard
+from nextloom.curation.sources.suffixes import SUFFIXES
 from nextloom.curation.sources.table import Table
 from nextloom.curation.sources.webdataset import WebDataset
 from nextloom.errors import UserError
@@ -75,7 +75,7 @@ class HuggingFace(Table):
 
     def look(self, shard: Shard) -> pa.Table:
         """As in `ShardSource`."""
-        if shard.name.lower().endswith(PICTURES):
+        if shard.name.lower().endswith(SUFFIXES):
             raise Refusal(f"found pictures such as {shard.name}", "use {op: files, path: ...}")
         if shard.name.lower().endswith(WebDataset.suffixes):
             whole = WebDataset(path=shard.uri, roots=(*self.places(), *self.roots), max_bytes=self.max_bytes)

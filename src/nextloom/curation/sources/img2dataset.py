@@ -23,9 +23,9 @@ from pydantic import PrivateAttr
 from nextloom.arrow_files import open_parquet
 from nextloom.content import BROKEN
 from nextloom.curation.sources import jsontext
-from nextloom.curation.sources.columns import is_picture
-from nextloom.curation.sources.files import SUFFIXES
+from nextloom.curation.sources.roles import expect_once, is_picture
 from nextloom.curation.sources.shards import ASKERS, MISSING, Refusal, Shard, ShardSource, failed_unit, find_shards
+from nextloom.curation.sources.suffixes import SUFFIXES
 from nextloom.curation.sources.tar import Damage, members, open_shard
 from nextloom.io import filesystem, is_uri
 from nextloom.op import digest
@@ -77,6 +77,7 @@ class Img2Dataset(ShardSource):
         with door.open(shard.uri).file as file:
             table = open_parquet(file)
             schema = table.schema_arrow
+            expect_once(schema)
             if missing := [name for name in NEEDED if name not in schema.names]:
                 raise Refusal(
                     f"found columns {', '.join(schema.names)}; expected {' and '.join(missing)} of img2dataset",

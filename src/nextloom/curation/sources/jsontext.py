@@ -16,7 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nextloom.curation.sources.shards import utf8
+from nextloom.encoded import is_encoded
 
+MAX_DEPTH = 64
+"""Most levels of lists and objects inside of each other that a record may have."""
+SHORT = 1024
+"""Characters of a text that is no image, however it looks."""
+NOT_JSON = "not JSON"
 NUMBER = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$"
 _ESCAPES = (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t"))
 
@@ -85,6 +91,58 @@ def _controls(text: str | None) -> str | None:
     return text and "".join(f"\\u{ord(c):04x}" if c < " " else c for c in text)
 
 
+def loads(text: str) -> Any:
+    """The value of a JSON text that a stranger wrote; NaN and infinity are null.
+
+    Raises:
+        ValueError: no JSON, a name twice in one object, or deeper than `MAX_DEPTH`.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_once, parse_float=_finite, parse_constant=_null)
+    except RecursionError:
+        raise ValueError(DEEP) from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{NOT_JSON}: {error}") from None
+    return expect_shallow(value, text)
+
+
+DEEP = f"deeper than {MAX_DEPTH} levels"
+
+
+def expect_shallow(value: Any, text: str) -> Any:
+    """`value`, which `text` spells; a ValueError where it is deeper than `MAX_DEPTH`."""
+    if text.count("[") + text.count("{") > MAX_DEPTH:
+        level = [value]
+        for _ in range(MAX_DEPTH + 1):
+            inner = [list(v.values()) if isinstance(v, dict) else v for v in level if isinstance(v, (dict, list))]
+            level = [one for many in inner for one in many]
+            if not level:
+                return value
+        raise ValueError(DEEP)
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"a name twice in one object\t{utf8(twice)!r}")
+    return found
+
+
+def _finite(text: str) -> float | None:
+    return number if math.isfinite(number := float(text)) else None
+
+
+def _null(name: str) -> None:
+    """NaN, Infinity."""
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_float=_finite, parse_constant=_null)
+"""As `loads`, value by value (`raw_decode`)."""
+
+
 def dumps(value: Any) -> str:
     """JSON of one value of any Arrow or JSON type; half of a surrogate pair is spelled as it was."""
     text = json.dumps(plain(value), ensure_ascii=False)
@@ -92,7 +150,12 @@ def dumps(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """`value` with what JSON has not: NaN and infinity as null, times as ISO 8601, bytes as null."""
+    """`value` with what JSON has not: NaN and infinity as null, times as ISO 8601, bytes as null.
+
+    A text that is an image (`encoded.is_encoded`) is null as well, as it would be were it bytes.
+    """
+    if isinstance(value, str):
+        return None if len(value) > SHORT and is_encoded(value) else value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -101,6 +164,6 @@ def plain(value: Any) -> Any:
         return [plain(inner) for inner in value]
     if isinstance(value, (datetime.date, datetime.time)):
         return value.isoformat()
-    if value is None or isinstance(value, (str, int, bool)):
+    if value is None or isinstance(value, (int, bool)):
         return value
     return None if isinstance(value, bytes) else str(value)

@@ -1,58 +1,47 @@
-"""Pieces of a table in a file: Parquet, Arrow, CSV, JSONL. Only what a listing needs is read, never a picture."""
+"""Pieces of a table in a file: Parquet and Arrow here, CSV and JSON in `delimited` and `records`.
+
+Only what a listing needs is read: of images that are bytes nothing but whether they are there.
+"""
 
 from __future__ import annotations
 
-import io
-import json
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from nextloom.arrow_files import ArrowFile, open_parquet
-from nextloom.curation.sources.columns import CHUNK, Roles
-from nextloom.curation.sources.jsontext import dumps
-from nextloom.curation.sources.shards import Refusal, Shard, utf8
+from nextloom.curation.sources.budget import Budget, Unpacked, expect_columns
+from nextloom.curation.sources.delimited import read_csv
+from nextloom.curation.sources.input import Choose, Dialect, Input
+from nextloom.curation.sources.packing import PACKINGS, packing_of
+from nextloom.curation.sources.piece import Piece, checked, images_of, labels_of, opened, reduced
+from nextloom.curation.sources.records import read_json, read_jsonl
+from nextloom.curation.sources.roles import Roles, is_list
+from nextloom.curation.sources.shards import Refusal, Shard
+from nextloom.io import is_uri
 from nextloom.untrusted import Door
 
-Choose = Callable[[pa.Schema], Roles]
-BLOCK = 16 << 20
-"""Bytes of a CSV file parsed at once; a longer record cannot be read."""
+CHUNK = 1 << 16
+"""Most rows read at once."""
+LARGE = 64 << 20
+"""Bytes of values of which a group of rows is read bit by bit."""
 
 
-@dataclass(slots=True)
-class Piece:
-    """Some rows of a table."""
-
-    table: pa.Table
-    numbers: np.ndarray
-    """Their numbers in the file, from 0, rows that cannot be read counted too."""
-    empty: pa.ChunkedArray | None = None
-    """Where the bytes of the picture are null; None: nowhere."""
-    problems: list[tuple[int, str]] = field(default_factory=list)
-    """Rows that cannot be read: number and reason."""
-    spelled: bool = False
-    """Whether numbers are spelled out in text."""
-    sidecar: pa.ChunkedArray | None = None
-    """The sidecars, where they are not the columns of `table`."""
-
-
-def pieces(shard: Shard, choose: Choose, door: Door) -> Iterator[tuple[Piece, Roles]]:
+def pieces(shard: Shard, choose: Choose, door: Door, dialect: Dialect) -> Iterator[tuple[Piece, Roles, Budget]]:
     """The table in `shard`, piece by piece.
 
     Args:
         shard: its suffix says what it is.
         choose: which column is what, from the schema.
         door: of the source.
+        dialect: how a CSV file is written.
 
     Raises:
-        Refusal: another kind of file, or `choose` refuses its columns.
+        Refusal: another kind of file, `choose` refuses its columns, or it unfolds without bound.
         pa.ArrowInvalid: it is broken.
     """
     name = shard.name.lower()
@@ -61,29 +50,107 @@ def pieces(shard: Shard, choose: Choose, door: Door) -> Iterator[tuple[Piece, Ro
     reader = READERS.get(kind)
     if reader is None or (packed and kind not in TEXT):
         raise Refusal(f"found {shard.name}, expected {', '.join('.' + known for known in READERS)}", "convert it")
-    opened = door.open(shard.uri, mapped=reader is _arrow).file  # of a mapped file only what is asked for is read
-    with opened, pa.CompressedInputStream(opened, PACKED[packed]) if packed else opened as file:
-        yield from reader(file, kind, choose)
+    with door.open(shard.uri, mapped=reader is _arrow).file as file:  # of a mapped file what is asked for is read
+        size = file.size()
+        budget = Budget(size)
+        head = file.read_at(min(8, size), 0)
+        found = packing_of(head)
+        if found and found.name != PACKED.get(packed):
+            raise Refusal(f"{found.suffixes[0]} inside, which its name does not say", found.unpack(shard.uri))
+        if packed and size and not found:
+            raise Refusal(f"its name says {packed}, and it is not that inside", "rename it")
+        file.seek(0)
+        stream = Unpacked(file, PACKED[packed], budget) if packed else file
+        again = partial(door.open, shard.uri)
+        for piece, role in reader(Input(file, stream, again, kind, shard.uri, packed, dialect, budget), choose):
+            budget.rows(piece.table.num_rows + len(piece.problems))
+            weight = piece.weight()
+            budget.texts(weight)
+            for part in piece.cut(weight):
+                good = part if kind in TEXT else checked(part)
+                if role.listed and kind not in JSON:
+                    budget.rows(images_of(good, role) - part.table.num_rows)
+                    good = opened(good, role)
+                yield good, role, budget
 
 
-def _parquet(file: Any, kind: str, choose: Choose) -> Iterator[tuple[Piece, Roles]]:
-    table = open_parquet(file, pre_buffer=True)
-    role = choose(table.schema_arrow)
-    paths = role.needed(table.schema_arrow)
-    start, groups, meta = 0, list[int](), table.metadata
-    for group in range(meta.num_row_groups):
-        groups.append(group)
-        count = sum(meta.row_group(at).num_rows for at in groups)
-        if count < CHUNK and group + 1 < meta.num_row_groups:
+def _parquet(source: Input, choose: Choose) -> Iterator[tuple[Piece, Roles]]:
+    ahead = is_uri(source.uri)  # many requests at once; on a disk they cost more than they save
+    table = open_parquet(source.file, pre_buffer=ahead)
+    meta, schema = table.metadata, table.schema_arrow
+    expect_columns(meta.num_columns)
+    source.budget.rows(meta.num_rows)
+    source.budget.rows(-meta.num_rows)
+    role = choose(schema)
+    paths = role.needed(schema)
+    if role.listed and role.cells:
+        paths += _beside_bytes(table, role) or [role.picture]
+    leaves = [at for at in range(meta.num_columns) if _below(table.schema.column(at).path, paths)]
+    groups = [meta.row_group(at) for at in range(meta.num_row_groups)]
+    weight = sum(group.column(at).total_uncompressed_size for group in groups for at in leaves)
+    if not (role.listed and role.cells and role.picture in paths):  # else images are read, a few at a time
+        source.budget.unpacked(weight)
+    if weight * max(1, meta.num_rows) > LARGE:  # a value of a dictionary may stand for each row
+        coded = [table.schema.column(at).path for at in leaves if _may_unfold(groups, at)]
+        large = weight > meta.num_rows << 12
+        how: dict[str, Any] = {"pre_buffer": ahead and not large} | ({"buffer_size": 1 << 20} if large else {})
+        table = open_parquet(source.file, read_dictionary=coded, **how)
+    size = max(1, min(CHUNK, LARGE // max(1, weight // max(1, meta.num_rows))))
+    start, held = 0, list[int]()
+    for number in range(len(groups)):
+        held.append(number)
+        count = sum(groups[at].num_rows for at in held)
+        if count < CHUNK and number + 1 < len(groups):
             continue
-        data = table.read_row_groups(groups, columns=paths, use_threads=False)
-        if not paths:  # nothing but pictures
-            data = pa.table({"": pa.nulls(count)})
-        yield Piece(data, np.arange(start, start + count), _empty(file, table, groups, role)), role
-        start, groups = start + count, []
+        empty = None if role.listed else _empty(source.file, table, held, role)
+        at = 0
+        for data in _batches(table, held, paths, size, count):
+            if role.listed and role.cells:
+                data = data.set_column(data.column_names.index(role.picture), role.picture, reduced(data[role.picture]))
+            mask = None if empty is None else empty.slice(at, data.num_rows)
+            yield Piece(data, labels_of(start + at, data.num_rows), mask), role
+            at += data.num_rows
+        start, held = start + count, []
 
 
-def _empty(file: Any, table: pq.ParquetFile, groups: list[int], role: Roles) -> pa.ChunkedArray | None:
+def _batches(table: pq.ParquetFile, groups: list[int], paths: list[str], size: int, count: int) -> Iterator[pa.Table]:
+    if not paths:  # nothing but images
+        for start in range(0, count, CHUNK):
+            yield pa.table({"": pa.nulls(min(CHUNK, count - start))})
+        return
+    for batch in table.iter_batches(size, row_groups=groups, columns=paths, use_threads=False):
+        yield pa.table(batch)
+
+
+def _below(path: str, wanted: list[str]) -> bool:
+    return any(path == want or path.startswith(f"{want}.") for want in wanted)
+
+
+def _may_unfold(groups: list[Any], at: int) -> bool:
+    """Whether a column of text is written with a dictionary somewhere."""
+    columns = [group.column(at) for group in groups[:1] + groups[-1:]]
+    return any(c.physical_type == "BYTE_ARRAY" and any("DICTIONARY" in e for e in c.encodings) for c in columns)
+
+
+def _beside_bytes(table: pq.ParquetFile, role: Roles) -> list[str]:
+    """Of a column of lists of {bytes, path} the path alone, where the file's statistics say that no bytes are null."""
+    schema, meta = table.schema, table.metadata
+    leaves = {schema.column(at).path: at for at in range(len(schema))}
+    inner = [path for path in leaves if path.startswith(f"{role.picture}.")]
+    paths = [path for path in inner if path.endswith(".path")]
+    raw = [path for path in inner if path.endswith(".bytes")]
+    if len(paths) != 1 or len(raw) != 1 or is_list(table.schema_arrow.field(role.picture).type.value_type):
+        return []
+    for at in range(meta.num_row_groups):
+        found = [meta.row_group(at).column(leaves[name]) for name in (raw[0], paths[0])]
+        if any(column.statistics is None or not column.statistics.has_null_count for column in found):
+            return []
+        if found[0].statistics.null_count > 0:
+            return []
+    return paths
+
+
+def _empty(file: Any, table: pq.ParquetFile, groups: list[int], role: Roles) -> pa.Array | None:
     """Where the bytes beside a path are null: by the file's statistics, and only where they leave it open by reading.
 
     A null without a path beside it shows when it is fetched.
@@ -106,15 +173,17 @@ def _empty(file: Any, table: pq.ParquetFile, groups: list[int], role: Roles) -> 
         else:
             column = table.read_row_group(group, columns=[leaf], use_threads=False)[role.picture]
             out += pc.is_null(pc.struct_field(column, "bytes")).chunks
-    mask = pa.chunked_array(out, pa.bool_())
+    mask = pa.concat_arrays(out) if out else pa.array([], pa.bool_())
     return mask if pc.any(mask).as_py() else None
 
 
-def _arrow(file: Any, kind: str, choose: Choose) -> Iterator[tuple[Piece, Roles]]:
-    batches = ArrowFile(file)
+def _arrow(source: Input, choose: Choose) -> Iterator[tuple[Piece, Roles]]:
+    batches = ArrowFile(source.file)
     role = choose(batches.schema)
     start, held = 0, list[pa.RecordBatch]()
     for batch in batches:
+        source.budget.rows(batch.num_rows)
+        source.budget.rows(-batch.num_rows)
         held.append(batch)
         if sum(b.num_rows for b in held) >= CHUNK:
             piece = _of_batches(held, start, role)
@@ -126,18 +195,20 @@ def _arrow(file: Any, kind: str, choose: Choose) -> Iterator[tuple[Piece, Roles]
 
 def _of_batches(batches: list[pa.RecordBatch], start: int, role: Roles) -> Piece:
     table = pa.Table.from_batches(batches)
-    mask = None
-    if role.cells:
+    count, mask, lists = table.num_rows, None, None
+    if role.cells and role.listed:
+        lists = reduced(table[role.picture])
+    elif role.cells:
         column = table[role.picture]
         bare = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
-        mask = pc.is_null(bare)
-        mask = mask if pc.any(mask).as_py() else None
+        found = pc.is_null(bare)
+        mask = pa.concat_arrays(found.chunks) if pc.any(found).as_py() else None
     needed = role.needed(table.schema)
     columns = {name: _pruned(table[name], name, needed) for name in table.column_names}
-    table = pa.table(
-        {name: column for name, column in columns.items() if column is not None} or {"": pa.nulls(len(table))}
-    )
-    return Piece(table, np.arange(start, start + table.num_rows), mask)
+    kept = {name: column for name, column in columns.items() if column is not None}
+    if lists is not None:
+        kept[role.picture] = lists
+    return Piece(pa.table(kept or {"": pa.nulls(count)}), labels_of(start, count), mask)
 
 
 def _pruned(column: pa.ChunkedArray, path: str, needed: list[str]) -> pa.ChunkedArray | None:
@@ -152,111 +223,19 @@ def _pruned(column: pa.ChunkedArray, path: str, needed: list[str]) -> pa.Chunked
     return pa.chunked_array([pa.StructArray.from_arrays(list(kept.values()), names=list(kept), mask=mask)])
 
 
-def _csv(file: Any, kind: str, choose: Choose) -> Iterator[tuple[Piece, Roles]]:
-    problems: list[tuple[int, str]] = []
-
-    def skip(row: Any) -> str:
-        told = f"{row.actual_columns} fields, expected {row.expected_columns}: {row.text[:200]}"
-        problems.append((row.number - 2, told))  # its numbers begin with 1, at the header
-        return "skip"
-
-    options = pacsv.ParseOptions(
-        delimiter="\t" if kind == "tsv" else ",", newlines_in_values=True, invalid_row_handler=skip
-    )
-    read = pacsv.ReadOptions(use_threads=False, block_size=BLOCK)
-    text = pacsv.ConvertOptions(
-        default_column_type=pa.string(),  # a type would be guessed from the first rows: 007 is text, and stays so
-        strings_can_be_null=True,
-        quoted_strings_can_be_null=False,
-        null_values=[""],
-    )
-    reader = pacsv.open_csv(file, read_options=read, parse_options=options, convert_options=text)
-    role = choose(reader.schema)
-    start = 0
-    for batch in reader:
-        table = pa.table(batch)
-        bad = [number for number, _ in problems]  # the parser may be ahead of this batch
-        numbers = np.setdiff1d(np.arange(start, start + table.num_rows + len(bad)), bad)[: table.num_rows]
-        start = int(numbers[-1]) + 1 if len(numbers) else start
-        yield Piece(table, numbers, problems=[p for p in problems if p[0] < start], spelled=True), role
-        problems[:] = [p for p in problems if p[0] >= start]
-    empty = pa.table({name: pa.array([], pa.string()) for name in reader.schema.names})
-    yield Piece(empty, np.empty(0, np.int64), problems=problems), role
-
-
-def _jsonl(file: Any, kind: str, choose: Choose) -> Iterator[tuple[Piece, Roles]]:
-    """Lines, each an object; a line that is none is a problem, and the next one is read."""
-    lines = io.BufferedReader(file, 1 << 20)
-    role: Roles | None = None
-    found: list[tuple[int, dict[str, Any]]] = []
-    problems: list[tuple[int, str]] = []
-    for number, line in enumerate(lines):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(
-                line.decode("utf-8-sig" if number == 0 else "utf-8"), parse_float=_finite, parse_constant=_null
-            )
-            if not isinstance(value, dict):
-                raise ValueError(f"expected an object, found {type(value).__name__}")
-        except (ValueError, RecursionError) as error:
-            problems.append((number, f"line {number + 1}: not JSON: {utf8(str(error))}"))
-            continue
-        if role is None:
-            role = choose(_schema(value))
-        found.append((number, value))
-        if len(found) + len(problems) >= CHUNK:
-            yield _of_objects(found, problems, role), role
-            found, problems = [], []
-    if role is None:
-        if problems:
-            raise ValueError(f"no line of it is an object; {problems[0][1]}")
-        return
-    yield _of_objects(found, problems, role), role
-
-
-def _finite(text: str) -> float | None:
-    return number if math.isfinite(number := float(text)) else None
-
-
-def _null(name: str) -> None:
-    """NaN, Infinity."""
-
-
-def _schema(first: dict[str, Any]) -> pa.Schema:
-    """Kinds of the fields of an object, as far as the choice of roles asks."""
-    kinds: dict[type, pa.DataType] = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
-    return pa.schema([(name, kinds.get(type(value), pa.null())) for name, value in first.items()])
-
-
-def _of_objects(found: list[tuple[int, dict[str, Any]]], problems: list[tuple[int, str]], role: Roles) -> Piece:
-    columns: dict[str, list[str | None]] = {name: [] for name in (role.picture, role.key, role.caption) if name}
-    sidecars: list[str | None] = []
-    for _, value in found:
-        rest = {name: inner for name, inner in value.items() if name in role.rest or role.ragged}
-        for name, column in columns.items():
-            inner = value.get(name)
-            if name == role.key and isinstance(inner, int) and not isinstance(inner, bool):
-                inner = str(inner)
-            taken = isinstance(inner, str)
-            column.append(utf8(inner) if taken else None)
-            if taken and name not in role.rest:
-                rest.pop(name, None)
-        sidecars.append(dumps(rest) if rest else None)
-    table = pa.table({name: pa.array(column, pa.string()) for name, column in columns.items()})
-    numbers = np.array([number for number, _ in found], np.int64)
-    sidecar = pa.chunked_array([pa.array(sidecars, pa.string())])
-    return Piece(table, numbers, problems=problems, sidecar=sidecar)
-
-
-Reader = Callable[[Any, str, Choose], Iterator[tuple[Piece, Roles]]]
-TEXT = ("csv", "tsv", "jsonl", "ndjson")
+Reader = Callable[[Input, Choose], Iterator[tuple[Piece, Roles]]]
+JSON = ("jsonl", "ndjson", "json")
+TEXT = ("csv", "tsv", *JSON)
 READERS: dict[str, Reader] = {
     **dict.fromkeys(("parquet", "pq"), _parquet),
     **dict.fromkeys(("arrow", "feather", "ipc"), _arrow),
-    **dict.fromkeys(("csv", "tsv"), _csv),
-    **dict.fromkeys(("jsonl", "ndjson"), _jsonl),
+    **dict.fromkeys(("csv", "tsv"), read_csv),
+    **dict.fromkeys(("jsonl", "ndjson"), read_jsonl),
+    "json": read_json,
 }
-PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-SUFFIXES = (*(f".{kind}" for kind in READERS), *(f".{kind}{packed}" for kind in TEXT for packed in PACKED))
+PACKED = {packing.suffixes[0]: packing.name for packing in PACKINGS if packing.name}
+_TABLES = [f".{kind}" for kind in READERS if kind != "json"]
+SUFFIXES = (*_TABLES, *(f".{kind}{packed}" for kind in TEXT if kind != "json" for packed in PACKED))
 """What a table's name may end with."""
+SECOND = (".json", *(f".json{packed}" for packed in PACKED))
+"""The same, in a folder that holds no other table: beside those a .json is about them."""

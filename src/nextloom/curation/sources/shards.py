@@ -13,13 +13,13 @@ shard is not what the recipe says, the recipe is refused, with what was found.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from typing import Any, ClassVar, Literal
 from urllib.parse import quote, unquote
 
@@ -29,9 +29,13 @@ from pydantic import PrivateAttr
 
 from nextloom.config import RootPath
 from nextloom.content import BARRED, BROKEN, UNREAD
+from nextloom.curation.sources.globs import MAX_PATTERNS, matcher, spelled
 from nextloom.curation.sources.source import Item, Source, item_table
+from nextloom.curation.sources.suffixes import shown
+from nextloom.curation.sources.twice import without_doubles
 from nextloom.errors import UserError
 from nextloom.io import filesystem, is_uri, join
+from nextloom.store.notices import Notices, Tally
 from nextloom.untrusted import Door, NotAllowed, bare, stamp
 
 INDEX = (".txt", ".list", ".index")
@@ -83,9 +87,28 @@ class ShardSource(Source):
     """Whether a shard never changes under its name. A listing then asks only for shards it has not seen."""
 
     _shards: dict[str, Shard] = PrivateAttr(default_factory=dict)
+    _passed: Tally = PrivateAttr(default_factory=Tally)
+    _door: Door | None = PrivateAttr(default=None)
+
+    def door(self) -> Door:
+        """As in `Source`; one for all shards of a listing, so that folders are resolved once."""
+        self._door = self._door or super().door()
+        return self._door
+
+    def passed_over(self) -> Notices:
+        """As in `Source`: files in a folder of shards that are none."""
+        return self._passed
+
+    def when_twice(self) -> str:
+        """As in `Source`."""
+        if self.keys == "unit":
+            return super().when_twice()
+        return "set source.keys: unit, which puts the shard's name before each key; or mend one of the two"
 
     def units(self) -> dict[str, str]:
         """Shards by name, in the order of `path`, each part of it sorted."""
+        self._passed.clear()
+        self._door = None
         found: dict[str, Shard] = {}
         for path in (self.path,) if isinstance(self.path, str) else self.path:
             for shard in self.find(path):
@@ -107,7 +130,7 @@ class ShardSource(Source):
 
     def find(self, path: str) -> Iterable[Shard]:
         """Shards of one `path`; a subclass may look for something else than `suffixes`."""
-        return find_shards(path, self.suffixes, self.door())
+        return find_shards(path, self.suffixes, self.door(), passed=self._passed)
 
     def places(self) -> tuple[str, ...]:
         """As in `Source`: the folder at each `path`, or the one that its shards, pattern or index lie in."""
@@ -139,6 +162,7 @@ class ShardSource(Source):
             return failed_unit(shard, f"{UNREAD}cannot be read: {type(error).__name__}: {error}")
         except Exception as error:
             return failed_unit(shard, f"{BROKEN}cannot be listed: {type(error).__name__}: {error}")
+        listed = without_doubles(listed)
         if self.keys == "unit":
             at = listed.column_names.index("key")
             keys = [key if key == unit else f"{unit}/{key}" for key in listed["key"].to_pylist()]
@@ -161,6 +185,11 @@ def failed_unit(shard: Shard, reason: str) -> pa.Table:
 
 def utf8(text: str) -> str:
     r"""`text`, where it holds half of a surrogate pair or a byte that is no UTF-8 with `\xNN` or `\uNNNN`."""
+    if text.isascii():
+        return text
+    with contextlib.suppress(UnicodeEncodeError):
+        text.encode()
+        return text
     return text.encode("utf-8", "surrogateescape" if _only_bytes(text) else "backslashreplace").decode(
         "utf-8", "backslashreplace"
     )
@@ -185,12 +214,20 @@ def _asked(door: Door, shard: Shard) -> Shard:
     return Shard(shard.name, shard.uri, found)
 
 
-def find_shards(path: str, suffixes: tuple[str, ...], door: Door | None = None) -> list[Shard]:
+def find_shards(
+    path: str,
+    suffixes: tuple[str, ...],
+    door: Door | None = None,
+    second: tuple[str, ...] = (),
+    passed: Tally | None = None,
+) -> list[Shard]:
     """Shards at one path, see the top of this file.
 
     Args:
         path, suffixes: as in `ShardSource`.
         door: which linked folders are entered; default: those that lead to where `path` lies.
+        second: suffixes of shards in a folder that holds none of the others.
+        passed: counts files of a folder that are no shards.
 
     Raises:
         UserError: nothing is there, or it cannot be listed.
@@ -214,7 +251,7 @@ def find_shards(path: str, suffixes: tuple[str, ...], door: Door | None = None) 
         start = len(_folder(address.partition("{")[0] + "x"))
         found = [Shard(plain_name(name[start:], path), name + tail, "") for name in spelled(address)]
     else:
-        found = _at(path, address, tail, suffixes, door)
+        found = _at(path, address, tail, (suffixes, second), door, Tally() if passed is None else passed)
     if not found:
         raise UserError(f"no shard at {path}", where="source.path", next="correct the path")
     return found
@@ -223,12 +260,14 @@ def find_shards(path: str, suffixes: tuple[str, ...], door: Door | None = None) 
 def _matching(pattern: str, tail: str, door: Door) -> list[Shard]:
     base = _folder(re.split(r"[*?\[{]", pattern)[0] + "x")
     rest = pattern[len(base) :].lstrip("/")
-    wanted = [_regex(plain_name(name[len(base) :], pattern)) for name in spelled(pattern)]
+    wanted = [matcher(plain_name(name[len(base) :], pattern)) for name in spelled(pattern, MAX_PATTERNS)]
     every = _below(base, tail, "/" in rest, door)
-    return [s for s in every if s.stamp == OUTSIDE or any(regex.fullmatch(s.name) for regex in wanted)]
+    return [s for s in every if s.stamp == OUTSIDE or any(fits(s.name) for fits in wanted)]
 
 
-def _at(path: str, address: str, tail: str, suffixes: tuple[str, ...], door: Door) -> list[Shard]:
+def _at(
+    path: str, address: str, tail: str, suffixes: tuple[tuple[str, ...], ...], door: Door, passed: Tally
+) -> list[Shard]:
     """The shard at `path`, or those in the folder there."""
     system, inner = _system(path)
     info = system.get_file_info(inner.rstrip("/") or "/")
@@ -237,10 +276,16 @@ def _at(path: str, address: str, tail: str, suffixes: tuple[str, ...], door: Doo
     if info.type == pafs.FileType.File:
         return [Shard(plain_name(address.rpartition("/")[2], path), path, stamp(system, info))]
     every = list(_below(address, tail, True, door))
-    found = [shard for shard in every if shard.stamp == OUTSIDE or shard.name.lower().endswith(suffixes)]
+    found = list[Shard]()
+    for wanted in suffixes:
+        found = found or [shard for shard in every if shard.stamp == OUTSIDE or shard.name.lower().endswith(wanted)]
+    chosen = {shard.name for shard in found}
+    for shard in every:
+        if shard.name not in chosen:
+            passed["files are no shards"][shown(os.path.splitext(shard.name)[1].lower())] += 1
     if every and not found:
         raise UserError(
-            f"found {', '.join(shard.name for shard in every[:5])} in {path}, expected {' or '.join(suffixes)}",
+            f"found {', '.join(shard.name for shard in every[:5])} in {path}, expected {' or '.join(suffixes[0])}",
             where="source.path",
             next="correct the path, or choose another source: files, webdataset, table, img2dataset, huggingface",
         )
@@ -351,43 +396,3 @@ def _quick_stamp(entry: os.DirEntry[str]) -> str:
     except OSError:
         pass
     return ""
-
-
-def spelled(pattern: str) -> list[str]:
-    """Names of a pattern with {00000..00127} and {a,b}; numbers keep the width of the first.
-
-    Raises:
-        UserError: a brace that is neither.
-    """
-    parts = re.split(r"\{([^{}]*)\}", pattern)
-    choices: list[list[str]] = []
-    for at, part in enumerate(parts):
-        numbers = re.fullmatch(r"(\d+)\.\.(\d+)", part)
-        if at % 2 == 0:
-            choices.append([part])
-        elif numbers:
-            low, high = numbers.groups()
-            choices.append([str(n).zfill(len(low)) for n in range(int(low), int(high) + 1)])
-        elif "," in part:
-            choices.append(part.split(","))
-        else:
-            choices.append([])
-        if not choices[-1] or (at % 2 == 0 and re.search(r"[{}]", part)):
-            raise UserError(
-                f"cannot spell out {pattern!r}", where="source.path", next="write {00000..00127}, or {train,test}"
-            )
-    return ["".join(names) for names in product(*choices)]
-
-
-def _regex(pattern: str) -> re.Pattern[str]:
-    """`*` and `?` within a folder, `**/` over folders, [abc]."""
-    out = ""
-    for token in re.findall(r"\*\*/|\*+|\?|\[[^\]]+\]|[^*?\[]+|\[", pattern):
-        out += {"**/": "(?:.*/)?", "?": "[^/]"}.get(token) or (
-            "[^/]*"
-            if token[0] == "*"
-            else token.replace("[!", "[^")
-            if len(token) > 1 and token[0] == "["
-            else re.escape(token)
-        )
-    return re.compile(out)

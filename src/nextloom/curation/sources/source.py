@@ -19,6 +19,7 @@ from nextloom.config import Model, RootPath
 from nextloom.errors import UserError
 from nextloom.io import is_uri
 from nextloom.store.dataset import ITEM
+from nextloom.store.notices import Notices
 from nextloom.untrusted import MAX_BYTES, Door, bare
 
 
@@ -91,8 +92,18 @@ class Source(Model):
         """
         return {"": ""}
 
+    def passed_over(self) -> Notices:
+        """What the last `units()` passed over, such as files of another kind in a folder of shards."""
+        return {}
+
+    def when_twice(self) -> str:
+        """What to do where two units list the same key, which the store refuses."""
+        return "keys name rows for good: choose keys that are unique"
+
     def items(self, unit: str, known: Mapping[str, str]) -> pa.Table:
         """Objects of a unit, schema `store.dataset.ITEM`, keys unique, in a stable order.
+
+        What is no row is counted, and counts travel with the table (`store.notices.with_notices`).
 
         Args:
             unit: one of `units()`.

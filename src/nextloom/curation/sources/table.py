@@ -16,16 +16,21 @@ or without the key that `key` names.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 import pyarrow as pa
+from pydantic import Field, PrivateAttr, field_validator
 
 from nextloom.config import RootPath
 from nextloom.curation.sources import columns
-from nextloom.curation.sources.columns import Roles, Wanted
-from nextloom.curation.sources.readers import SUFFIXES, pieces
-from nextloom.curation.sources.shards import Shard, ShardSource
+from nextloom.curation.sources.captions import NOT_READ
+from nextloom.curation.sources.input import Dialect
+from nextloom.curation.sources.readers import SECOND, SUFFIXES, pieces
+from nextloom.curation.sources.roles import Roles, Wanted, roles
+from nextloom.curation.sources.shards import Shard, ShardSource, find_shards
 from nextloom.store.dataset import ITEM
+from nextloom.store.notices import Tally, with_notices
 
 
 class Table(ShardSource):
@@ -44,25 +49,67 @@ class Table(ShardSource):
     """Columns kept in the sidecar. Default: all others."""
     base: RootPath | None = None
     """Folder in which relative paths begin. Default: the table's own."""
+    index: int | None = Field(None, ge=0)
+    """Of a column of lists, which image is the row, from 0. Default: each is, under the keys ``KEY/0``, ``KEY/1``."""
+    encoding: str | None = None
+    """Of CSV files, as Python names it: ``cp1252``, ``utf-16``. Default: UTF-8; a file that is not is refused."""
+    delimiter: str | None = None
+    """Between the fields of CSV files, one character. Default: a comma; in .tsv a tab."""
+
+    _before: tuple[pa.Schema, Roles] | None = PrivateAttr(default=None)
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                "".encode(value)
+            except LookupError:
+                raise ValueError(f"no text encoding is called {value!r}; write utf-16, cp1252, latin-1, ...") from None
+        return value
+
+    @field_validator("delimiter")
+    @classmethod
+    def _one_character(cls, value: str | None) -> str | None:
+        if value is not None and (len(value) != 1 or not value.isascii() or value in '"\r\n\0'):
+            raise ValueError("a delimiter is one ASCII character, such as ';' or a tab")
+        return value
 
     def places(self) -> tuple[str, ...]:
         """As in `Source`; `base` is one of them."""
         return (*super().places(), *((self.base,) if self.base else ()))
 
+    def find(self, path: str) -> Iterable[Shard]:
+        """As in `ShardSource`; a .json is a table where a folder holds no other."""
+        return find_shards(path, self.suffixes, self.door(), SECOND, self._passed)
+
     def wanted_of(self, schema: pa.Schema) -> Wanted:
         """What is wanted of a table with these columns."""
-        return Wanted(self.image, self.key, self.caption, self.columns)
+        return Wanted(self.image, self.key, self.caption, self.columns, index=self.index)
 
     def choose(self, schema: pa.Schema) -> Roles:
         """Which column is what; a `Refusal` where the recipe does not fit."""
-        return columns.roles(schema, self.wanted_of(schema))
+        return roles(schema, self.wanted_of(schema))
+
+    def _same_or_choose(self, schema: pa.Schema) -> Roles:
+        """`choose`; of a shard with the columns of the one before, its answer."""
+        before = self._before
+        if before is None or not before[0].equals(schema):
+            before = (schema, self.choose(schema))
+            self._before = before
+        return before[1]
 
     def look(self, shard: Shard) -> pa.Table:
         """As in `ShardSource`."""
-        found = [ITEM.empty_table()]
-        for piece, role in pieces(shard, self.choose, self.door()):
-            more = {"empty": piece.empty, "spelled": piece.spelled, "sidecar": piece.sidecar}
-            found.append(columns.rows(piece.table, piece.numbers, shard, role, self.base, **more))
+        found, tally = [ITEM.empty_table()], Tally()
+        dialect = Dialect(self.encoding, self.delimiter)
+        for piece, role, budget in pieces(shard, self._same_or_choose, self.door(), dialect):
+            if piece.table.num_rows:
+                found.append(columns.rows(piece, shard, role, self.base))
+                budget.texts(found[-1].nbytes)
             if piece.problems:
                 found.append(columns.failed(shard, piece.problems))
-        return pa.concat_tables(found)
+            if role.likely and piece.table.num_rows:
+                told = f"in the column {role.likely!r} (caption: {role.likely})"
+                tally[NOT_READ][told] += piece.table.num_rows
+        return with_notices(pa.concat_tables(found), tally)

@@ -13,14 +13,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from nextloom.curation.sources.packing import packing_of
 from nextloom.curation.sources.shards import Refusal, utf8
 from nextloom.io import is_uri
 from nextloom.untrusted import Door
 
-COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 READ_AHEAD = 4 << 20
 """Bytes read at once from a bucket: a header of 512 bytes costs as much as a few megabytes there."""
 SAMPLE = re.compile(r"((?:.*/|)[^./][^./]*)\.([^/]*)", re.DOTALL)
+LAST = re.compile(r"((?:.*/|)[^./][^/]*)\.([^./]*)", re.DOTALL)
+MAX_RECORDS = 1000
+"""Most pax records that hold for all members."""
+MAX_HEADER = 1 << 20
+"""Most bytes of a long name or of pax records; a header that announces more is damage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +39,13 @@ class Member:
     problem: str = ""
     """Why its bytes cannot be had: a link to nowhere, a pipe, a sparse file."""
 
-    def sample(self) -> tuple[str, str] | None:
-        """(key, suffix) as webdataset splits a name, at the first dot behind the last slash; None without either."""
-        match = SAMPLE.fullmatch(self.name)
+    def sample(self, key: str = "first_dot") -> tuple[str, str] | None:
+        """(key, suffix) of a name behind its last slash; None without either.
+
+        Args:
+            key: first_dot, as webdataset splits it; or last_dot.
+        """
+        match = (LAST if key == "last_dot" else SAMPLE).fullmatch(self.name)
         return (match[1], match[2].lower()) if match else None
 
 
@@ -59,16 +68,17 @@ def members(file: BinaryIO, uri: str) -> Iterator[Member]:
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     head = file.read(512)
-    for magic, tool in COMPRESSED.items():
-        if head.startswith(magic):
-            raise Refusal("a compressed tar has no byte ranges", f"unpack it: {tool} {uri}")
+    if packing := packing_of(head):
+        raise Refusal("a compressed tar has no byte ranges", packing.unpack(uri))
     file.seek(0)
     seen: dict[str, Member] = {}
     last, end = "the beginning", 0
     try:
-        tar = tarfile.TarFile(fileobj=file, encoding="utf-8", errors="surrogateescape")
+        tar = tarfile.TarFile(fileobj=_Headers(file), encoding="utf-8", errors="surrogateescape")  # type: ignore[arg-type]
         while info := tar.next():
             tar.members.clear()  # type: ignore[attr-defined]
+            if len(tar.pax_headers) > MAX_RECORDS:  # they are copied for each member
+                raise Damage(f"{len(tar.pax_headers):,} pax records for all members, behind {last}")
             if info.size < 0 or info.offset < end:
                 raise Damage(f"damaged at byte {info.offset:,}, behind {last}")
             end = info.offset_data
@@ -82,18 +92,35 @@ def members(file: BinaryIO, uri: str) -> Iterator[Member]:
                 member = Member(name, info.offset_data, info.size)
             elif info.islnk() or info.issym():
                 target = seen.get(_target(info))
-                told = f"a link to {utf8(info.linkname)}, which is not before it in this tar"
+                told = f"a link to no member before it in this tar\t{utf8(info.linkname)}"
                 member = Member(name, target.offset, target.size) if target else Member(name, 0, 0, told)
             else:
                 kind = "sparse file" if info.issparse() else "pipe or device"
                 member = Member(name, 0, 0, f"a {kind}, which has no byte range")
             seen[info.name] = member
             yield member
-    except tarfile.TarError as error:
+    except (tarfile.TarError, _TooLong, ValueError, OverflowError, MemoryError, RecursionError) as error:
         if not seen and size >= tarfile.BLOCKSIZE and not _is_tar(head):
             raise Refusal("no tar", "give .tar files, or another source") from None
         raise Damage(f"cut off or damaged behind {last} ({error})") from None
     _expect_end(file, tar.offset, size, last)
+
+
+class _TooLong(Exception):
+    """A header announces more bytes than `MAX_HEADER`, or fewer than none."""
+
+
+class _Headers:
+    """The file as `tarfile` may read it: headers only."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MAX_HEADER:
+            raise _TooLong(f"a header of {size:,} bytes")
+        return self._file.read(size)
 
 
 def _is_tar(head: bytes) -> bool:

@@ -5,7 +5,9 @@
 Members of equal names up to the first dot (folder included) are one sample. Its picture is the row, under the
 sample's key; of several, each is a row under `key.suffix`. `.txt` is the caption; `.json` the sidecar, whole, and its
 `caption` or `text` the caption where there is no `.txt`; `.cls` goes into the sidecar as `cls`. Other members stay in
-the tar. A name is only ever a key: `../x.jpg` and `/x.jpg` are rows of those keys, nothing is unpacked.
+the tar, and are counted. Where names have dots of their own, `key: last_dot` reads them as they are meant; else the
+row's sidecar names the texts that were passed over. A name is only ever a key: `../x.jpg` and `/x.jpg` are rows of
+those keys, nothing is unpacked.
 
 A listing reads headers and small texts, no picture. What would go missing is a failed row: a sample without picture,
 a second member of the same name, and what lies behind the place where a shard was cut off.
@@ -14,55 +16,76 @@ a second member of the same name, and what lies behind the place where a shard w
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar, Literal
 
 import pyarrow as pa
 
 from nextloom.content import BROKEN
-from nextloom.curation.sources.files import SUFFIXES, caption_of
-from nextloom.curation.sources.shards import Shard, ShardSource, utf8
+from nextloom.curation.sources import captions
+from nextloom.curation.sources.shards import Shard, ShardSource
 from nextloom.curation.sources.source import Item, item_table
+from nextloom.curation.sources.suffixes import SUFFIXES
 from nextloom.curation.sources.tar import Damage, Member, members, open_shard
+from nextloom.store.notices import Tally, with_notices
 from nextloom.untrusted import MAX_SIDECAR
 
 TEXTS = ("txt", "json", "cls")
+PASSED_OVER = "passed_over"
+"""Field of a sidecar that names texts of the sample that were not read."""
 
 
 class WebDataset(ShardSource):
     """Samples of tars as the webdataset library writes them."""
 
     name: ClassVar[str] = "webdataset"
-    suffixes: ClassVar[tuple[str, ...]] = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+    suffixes: ClassVar[tuple[str, ...]] = (
+        *(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst"),
+    )
 
     pictures: tuple[str, ...] = SUFFIXES
-    """Suffixes that make a member a picture, in lower case."""
+    """Suffixes that make a member an image, in lower case."""
+    key: Literal["first_dot", "last_dot"] = "first_dot"
+    """Where a member's name ends and its suffix begins. last_dot: of `235 Track 2.0 (Clean).jpg` the key is
+    `235 Track 2.0 (Clean)`, and `.input.jpg` is no suffix."""
+    caption: str | None = None
+    """Field of the .json that is the caption where there is no .txt; names inside of names are joined by dots.
+    Default: `caption`, else `text`."""
 
     def look(self, shard: Shard) -> pa.Table:
         """As in `ShardSource`."""
+        tally = Tally()
         with open_shard(shard.uri, self.door()) as file:
-            return item_table(self._items(shard, file))
+            return with_notices(item_table(self._items(shard, file, tally)), tally)
 
-    def _items(self, shard: Shard, file: BinaryIO) -> Iterator[Item]:
+    def _items(self, shard: Shard, file: BinaryIO, tally: Tally) -> Iterator[Item]:
         samples: dict[str, _Sample] = {}
         last, damage = None, ""
         try:
             for member in members(file, shard.uri):
-                named = member.sample()
+                named = member.sample(self.key)
                 if named is None:
+                    hidden = member.name.rpartition("/")[2].startswith(".")
+                    tally["members are of no sample"]["hidden" if hidden else "without suffix"] += 1
                     continue
                 key, suffix = named
                 last = samples.setdefault(key, _Sample(key))
                 if suffix in last.seen:
-                    told = f"{BROKEN}{member.name} stands twice in this tar; this is the second"
+                    told = f"{BROKEN}a name stands twice in this tar; this is the second\t{member.name}"
                     yield Item(f"{member.name}@{member.offset}", shard.uri, 0, shard.stamp, member=told)
                     continue
                 last.seen.append(suffix)
+                end = suffix.rpartition(".")[2]
                 if suffix in TEXTS:
                     last.texts[suffix] = _text(member, file, last.problems)
-                elif f".{suffix.rpartition('.')[2]}" in self.pictures:
+                elif f".{end}" in self.pictures:
                     last.pictures[suffix] = member
+                elif end in TEXTS:
+                    last.passed_over.append(member.name)
+                else:
+                    tally["members are not read"][f".{end}"] += 1
         except Damage as error:
             damage = str(error)
         if damage and last:
@@ -71,9 +94,11 @@ class WebDataset(ShardSource):
             else:
                 del samples[last.key]  # its picture lies behind the cut, which is a row
         for sample in samples.values():
-            yield from sample.items(shard)
+            yield from sample.items(shard, self.caption, tally)
         if damage:
-            yield Item(shard.name, shard.uri, 0, shard.stamp, member=f"{BROKEN}{damage}")
+            yield Item(
+                shard.name, shard.uri, 0, shard.stamp, member=f"{BROKEN}the shard is cut off or damaged\t{damage}"
+            )
 
 
 @dataclass(slots=True)
@@ -84,48 +109,43 @@ class _Sample:
     seen: list[str] = field(default_factory=list)
     pictures: dict[str, Member] = field(default_factory=dict)
     texts: dict[str, str | None] = field(default_factory=dict)
+    passed_over: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
-    def items(self, shard: Shard) -> Iterator[Item]:
-        caption, sidecar = self.told()
+    def items(self, shard: Shard, caption_field: str | None, tally: Tally) -> Iterator[Item]:
+        caption, sidecar = self.told(caption_field, tally)
+        if self.passed_over and self.pictures:
+            dots = "in names with a dot in front of the suffix (key: last_dot of {op: webdataset})"
+            tally[captions.NOT_READ][dots] += len(self.passed_over)
         if not self.pictures:
-            told = f"{BROKEN}no picture in this sample, only {' '.join('.' + suffix for suffix in self.seen)}"
+            told = f"{BROKEN}no image in this sample\tonly {' '.join('.' + suffix for suffix in self.seen)}"
             yield Item(self.key, shard.uri, 0, shard.stamp, caption, sidecar, member=told)
         for suffix, member in self.pictures.items():
             key = self.key if len(self.pictures) == 1 else f"{self.key}.{suffix}"
             at: dict[str, Any] = {"member": BROKEN + member.problem} if member.problem else {"offset": member.offset}
             yield Item(key, shard.uri, member.size, shard.stamp, caption, sidecar, **at)
 
-    def told(self) -> tuple[str | None, str | None]:
+    def told(self, caption_field: str | None, tally: Tally) -> tuple[str | None, str | None]:
         """Caption and sidecar JSON; what cannot be read is told in the latter as `error`."""
         problems = list(self.problems)
-        caption, sidecar, cls = (self.texts.get(suffix) for suffix in TEXTS)
-        caption = (caption or "").strip() or None
-        data: Any = sidecar
-        if sidecar is not None:
-            try:
-                data = json.loads(sidecar)
-            except (ValueError, RecursionError) as error:
-                problems.append(f"{self.key}.json: not JSON: {error}")
-            else:
-                caption = caption or caption_of(data)
-                if caption and utf8(caption) != caption:  # JSON can spell half of a character: "\ud83d"
-                    problems.append(f"{self.key}.json: the caption holds half of a surrogate pair")
-                    caption = utf8(caption)
+        text, record, cls = (self.texts.get(suffix) for suffix in TEXTS)
+        caption, sidecar, data = captions.beside(self.key, text, record, problems, caption_field, tally)
+        more: dict[str, Any] = {}
         if cls is not None:
-            label = int(cls) if cls.strip().isdecimal() else cls.strip()
-            inside = isinstance(data, dict) and "cls" not in data
-            whole = {**data, "cls": label} if inside else {"cls": label} | ({} if sidecar is None else {"json": data})
+            more["cls"] = int(cls) if re.fullmatch(r"[0-9]{1,18}", cls.strip()) else cls.strip()
+        if self.passed_over:
+            more[PASSED_OVER] = self.passed_over
+        if more:
+            inside = isinstance(data, dict) and not more.keys() & data.keys()
+            whole = {**data, **more} if inside else more | ({} if record is None else {"json": data})
             sidecar = json.dumps(whole)
-        if problems:
-            whole = {"error": "; ".join(problems)} | ({"json": sidecar} if sidecar is not None else {})
-            sidecar = json.dumps(whole, ensure_ascii=False)
-        return caption, sidecar
+        return caption, captions.with_problems(sidecar, problems)
 
 
 def _text(member: Member, file: BinaryIO, problems: list[str]) -> str | None:
     if member.problem or member.size > MAX_SIDECAR:
-        problems.append(f"{member.name}: {member.problem or f'{member.size:,} bytes are too long for a sidecar'}")
+        why = member.problem.replace("\t", ": ") or f"{member.size:,} bytes are too long for a sidecar"
+        problems.append(f"{member.name}: {why}")
         return None
     file.seek(member.offset)
     try:
