@@ -1,10 +1,10 @@
-"""A keeper: the small process that Ray places, with one child below it that runs the rows.
+"""A keeper: the small process that Ray places, with a worker process below it that runs the rows.
 
-The keeper owns a share of CPUs and GPUs for as long as a pass goes on, and nothing a row does can reach it. It watches
-its child twenty times a second: a row that takes longer than `row_seconds`, or with which the child grows by more than
-`row_memory`, ends the child, and so does a crash. What the child was at is on its desk; the pool decides what to do
-about those rows, and the keeper starts another child with the next chunk. Price: a second process per worker (about
-60 MB), and a chunk's ids and records go through a pipe.
+The keeper owns a share of CPUs and GPUs for as long as a pass goes on, and nothing a row does can reach it. It looks at
+its worker twenty times a second: a row that takes longer than `row_seconds`, or with which the worker grows by more
+than `row_memory`, ends the worker, and so does a crash. What the worker was at is on its desk; the pool decides what to
+do about those rows, and the keeper starts another worker with the next chunk. Trade-off: two more processes per worker,
+and a chunk's ids and records go through a pipe.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import contextlib
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from typing import Any
 
 import nextloom
@@ -39,7 +40,7 @@ sys.path.append(sys.argv[1])
 from nextloom.pipelines.child import main
 main(*map(int, sys.argv[2:]))
 """
-"""The child's program. The package's folder comes last on its path, the working directory is not on it."""
+"""The stem's program. The package's folder comes last on its path, the working directory is not on it."""
 WORKER_DIED, ROW_TIMEOUT, ROW_MEMORY = "WorkerDied", "RowTimeout", "RowMemory"
 
 
@@ -86,7 +87,7 @@ class Raised:
 
 @dataclass(frozen=True)
 class Lost:
-    """The child is gone, and its chunk with it."""
+    """The worker is gone, and its chunk with it."""
 
     kind: str
     """WorkerDied, RowTimeout or RowMemory."""
@@ -98,25 +99,27 @@ class Lost:
 
 
 class Keeper:
-    """Runs chunks in a child process. Methods are called one at a time."""
+    """Runs chunks in a worker process. Methods are called one at a time."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._file = tempfile.TemporaryFile()
         self._file.truncate(SIZE)
         self._desk = Desk(self._file.fileno())
-        self._child: subprocess.Popen | None = None
+        self._stem: subprocess.Popen | None = None
+        self._control: socket.socket | None = None
+        self._pid = 0
+        """Of the worker; 0: there is none."""
         self._connection: Any = None
 
     def setup(self) -> Raised | Lost | None:
-        """Start the child, which loads the models; None when it is ready."""
+        """Start a worker, which loads the models; None when it is ready."""
         self._desk.clear()
-        ours, theirs = Pipe()
-        with theirs:
-            numbers = (theirs.fileno(), self._file.fileno())
-            command = [sys.executable, "-P", "-c", BOOT, PACKAGE, *map(str, numbers), str(os.getpid())]
-            self._child = subprocess.Popen(command, pass_fds=numbers, stdin=subprocess.DEVNULL, start_new_session=True)
-        self._connection = ours
+        try:
+            self._fork()
+        except (EOFError, OSError) as error:
+            self.close()
+            return Lost(WORKER_DIED, f"no process could be started: {error}", ready=False)
         self._send(pickle.dumps((self._job.work, list(self._job.paths))))
         answer = self._answer(watch=False)
         if isinstance(answer, Lost):
@@ -124,12 +127,12 @@ class Keeper:
         kind, payload = answer
         if kind == child.READY:
             return None
-        self.stop()
+        self._end()
         return Raised(payload)
 
     def run(self, chunk: bytes) -> Done | Raised | Lost:
         """One chunk, as an Arrow stream."""
-        if self._child is None:
+        if not self._pid:
             failed = self.setup()
             if failed:
                 return failed
@@ -141,25 +144,43 @@ class Keeper:
         kind, payload = answer
         return Done(payload, time.monotonic() - began) if kind == child.DONE else Raised(payload)
 
-    def stop(self) -> None:
-        """End the child and everything that was started below it."""
-        if self._child is None:
-            return
-        for pid in {*_below(self._child.pid), self._child.pid}:
-            _kill(os.kill, pid)
-        _kill(os.killpg, self._child.pid)
-        self._child.wait()
-        self._connection.close()
-        self._child = None
+    def close(self) -> None:
+        """End the worker and everything that was started below it."""
+        if self._pid:
+            self._end()
+        if self._stem:
+            self._stem.kill()
+            self._stem.wait()
+            self._stem = None
+        if self._control:
+            self._control.close()
+            self._control = None
+
+    def _fork(self) -> None:
+        """Have a worker forked, by a new stem if need be."""
+        if self._stem is None:
+            self._control, theirs = socket.socketpair()
+            with theirs:
+                numbers = (theirs.fileno(), self._file.fileno())
+                command = [sys.executable, "-P", "-c", BOOT, PACKAGE, *map(str, numbers), str(os.getpid())]
+                self._stem = subprocess.Popen(
+                    command, pass_fds=numbers, stdin=subprocess.DEVNULL, start_new_session=True
+                )
+        assert self._control is not None
+        self._control.sendall(child.FORK)
+        number, descriptors, _, _ = socket.recv_fds(self._control, child.NUMBER, 1)
+        if len(number) < child.NUMBER or not descriptors:
+            raise EOFError(f"the process that starts workers ended with {self._stem.wait()}")
+        self._pid = int.from_bytes(number, "little")
+        self._connection = Connection(descriptors[0])
 
     def _send(self, data: bytes) -> None:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it is gone, as `_answer` will see
             self._connection.send_bytes(data)
 
     def _answer(self, *, watch: bool) -> tuple[bytes, bytes] | Lost:
-        """The child's next message: its kind and its payload; or how it was lost."""
-        assert self._child is not None
-        watcher = _Watcher(self._child.pid, self._job, self._desk) if watch else None
+        """The worker's next message: its kind and its payload; or how it was lost."""
+        watcher = _Watcher(self._pid, self._job, self._desk) if watch else None
         while True:
             try:
                 if self._connection.poll(POLL_SECONDS):
@@ -167,21 +188,26 @@ class Keeper:
                     return message[:1], message[1:]
             except (EOFError, OSError):
                 notes = tuple(self._desk.notes())
-                detail = self._ended()
-                self.stop()
-                return Lost(WORKER_DIED, detail, notes)
+                return Lost(WORKER_DIED, self._end(), notes)
             guilty = watcher.look() if watcher else None
             if guilty:
-                self.stop()
+                self._end()
                 return guilty
 
-    def _ended(self) -> str:
-        """How the child ended, waiting for it a little: its end of the pipe closes before it is gone."""
-        assert self._child is not None
+    def _end(self) -> str:
+        """Make sure that the worker is gone with all it started; how it ended."""
+        assert self._control is not None
+        pid, self._pid = self._pid, 0
+        self._connection.close()
+        for each in {*_below(pid), pid}:  # to one that ends by itself this does nothing: how it ended is settled
+            _kill(os.kill, each)
+        _kill(os.killpg, pid)
         try:
-            code = self._child.wait(5)
-        except subprocess.TimeoutExpired:
-            return "it closed its connection"
+            self._control.sendall(child.WAIT)
+            code = int.from_bytes(self._control.recv(child.NUMBER), "little", signed=True)
+        except OSError:
+            self.close()
+            return "it is gone"
         if code >= 0:
             return f"it ended with exit code {code}"
         with contextlib.suppress(ValueError):
@@ -190,7 +216,7 @@ class Keeper:
 
 
 class _Watcher:
-    """Compares what a child is at with the budget, from one poll to the next."""
+    """Compares what a worker is at with the budget, from one poll to the next."""
 
     def __init__(self, pid: int, job: Job, desk: Desk) -> None:
         self._pid, self._job, self._desk = pid, job, desk
@@ -201,10 +227,10 @@ class _Watcher:
         self._paused = 0.0
 
     def look(self) -> Lost | None:
-        """What the child must be ended for, if anything."""
+        """What the worker must be ended for, if anything."""
         now = time.monotonic()
         late = now - self._last - POLL_SECONDS
-        self._paused += late if late > 1 else 0.0  # this process was stopped or starved, so the child was too
+        self._paused += late if late > 1 else 0.0  # this process was stopped or starved, so the worker was too
         self._last = now
         before, self._used = self._used, self._memory()
         notes = self._desk.notes()
@@ -231,7 +257,7 @@ class _Watcher:
         return None
 
     def _memory(self) -> int:
-        """Bytes in use by the child, and by what it started as of the last look at those."""
+        """Bytes in use by the worker, and by what it started as of the last look at those."""
         if self._looks % TREE_EVERY == 0:
             below = _below(self._pid)
             self._others, self._count = sum(map(_resident, below)), len(below)

@@ -262,7 +262,7 @@ class WorkerPool:
     def _close(self) -> None:
         import ray
 
-        idle = [worker.actor.stop.remote() for worker in self._workers if worker.ready and not worker.busy]
+        idle = [worker.actor.close.remote() for worker in self._workers if worker.ready and not worker.busy]
         if idle:
             ray.wait(idle, num_returns=len(idle), timeout=CLOSE_SECONDS)
         for worker in self._workers:
