@@ -73,6 +73,10 @@ def _many() -> None:
         subprocess.Popen(["sleep", "1000"])
 
 
+def _nap() -> None:
+    time.sleep(0.5)
+
+
 WAYS = {name[1:]: way for name, way in list(globals().items()) if name.startswith("_") and callable(way)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -37,7 +38,7 @@ To = Annotated[str | None, typer.Option("--to", metavar="STEP", help="only this 
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 Address = Annotated[str | None, typer.Option("--address", help="a running Ray cluster; default: local")]
 Retry = Annotated[bool, typer.Option("--retry-errors", help="do failed rows again")]
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 
 
 def load(recipe: str, root: str, sets: list[str] | None) -> tuple[Any, Any]:
@@ -66,8 +67,10 @@ def call(command: typer.Typer) -> None:
     """Run `command` on the arguments of this process, and end the process.
 
     Exit codes: 0; 1 and a message with the next step for errors the user can mend; 2 for a wrong command line;
-    130 after Ctrl-C, which Typer turns into an exit of that code.
+    130 after Ctrl-C, which Typer turns into an exit of that code; 143 after SIGTERM. Either way what is done is
+    committed first.
     """
+    terminated = _on_sigterm()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PrintableFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -78,6 +81,21 @@ def call(command: typer.Typer) -> None:
         print(f"error: {printable(redacted(str(error)), lines=True)}", file=sys.stderr)
         sys.exit(1)
     except SystemExit as end:
-        if end.code == INTERRUPTED:
-            print("interrupted; run the same command again to go on", file=sys.stderr)
-        raise
+        if end.code != INTERRUPTED:
+            raise
+        how, code = ("terminated", TERMINATED) if terminated else ("interrupted", INTERRUPTED)
+        print(f"{how}; run the same command again to go on", file=sys.stderr)
+        sys.exit(code)
+
+
+def _on_sigterm() -> list[bool]:
+    """Have SIGTERM end the process as Ctrl-C does; the list is no longer empty once it has come."""
+    come: list[bool] = []
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would cut off the commit of what is done
+        come.append(True)
+        raise KeyboardInterrupt  # Ray's waiting calls let this one pass, and turn a SystemExit into another
+
+    signal.signal(signal.SIGTERM, end)
+    return come

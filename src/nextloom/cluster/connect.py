@@ -11,8 +11,10 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,7 +49,7 @@ def connect(address: str | None = None) -> int:
     import ray
 
     if not ray.is_initialized():
-        with _without_noise():
+        with _own_sigterm(), _without_noise():
             if address is None:
                 _start(cores)
             else:
@@ -91,6 +93,15 @@ def _job_config() -> Any:
     config = JobConfig()
     config._py_driver_sys_path = _OwnPath()
     return config
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep this process's way to end: Ray puts in a handler of its own, which dumps a stack and aborts."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
