@@ -38,8 +38,6 @@ def main(control: int, desk: int, parent: int) -> None:
     _die_with(parent)
     keeper = socket.socket(fileno=control)
     if sys.platform == "linux":  # elsewhere a fork after these imports is not safe
-        import pyarrow.dataset
-
         import nextloom.pipelines.worker  # noqa: F401
 
     pid = 0

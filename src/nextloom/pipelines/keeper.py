@@ -103,7 +103,7 @@ class Keeper:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._file = tempfile.TemporaryFile()
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  (as long as the keeper lives)
         self._file.truncate(SIZE)
         self._desk = Desk(self._file.fileno())
         self._stem: subprocess.Popen | None = None

@@ -13,7 +13,7 @@ import os
 import pickle
 import sys
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -39,6 +39,12 @@ CLOSE_SECONDS = 2.0
 WAIT_SECONDS = 30.0
 """No worker has a place for so long: say so, and see whether the cluster still has what is asked for."""
 
+Tick = Callable[[], None]
+
+
+def _nothing() -> None:
+    pass
+
 
 @dataclass(eq=False)
 class _Worker:
@@ -57,13 +63,16 @@ class WorkerPool:
         rows: the table of rows.
         cpus: to be used at most.
         workers: to be started at most.
+        tick: called at least every `WAIT_SECONDS` while no record comes.
 
     Raises:
         UserError: the cluster can never give what a worker asks for.
     """
 
-    def __init__(self, tasks: Sequence[Task], rows: Source, cpus: int, workers: int | None = None) -> None:
-        self._tasks, self._rows = list(tasks), rows
+    def __init__(
+        self, tasks: Sequence[Task], rows: Source, cpus: int, workers: int | None = None, tick: Tick = _nothing
+    ) -> None:
+        self._tasks, self._rows, self._tick = list(tasks), rows, tick
         self._cpus = max(t.op.execution.num_cpus for t in tasks)
         self._gpus = sum(t.op.execution.num_gpus for t in tasks)
         asked = [t.op.execution.workers for t in tasks if t.op.execution.workers]
@@ -155,6 +164,7 @@ class WorkerPool:
 
         done, _ = ray.wait(list(self._running), num_returns=1, timeout=WAIT_SECONDS)
         if not done:
+            self._tick()
             self._tell_waiting()
             return
         worker, work = self._running.pop(done[0])

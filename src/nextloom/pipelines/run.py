@@ -85,6 +85,7 @@ class Run:
     def _pass(self, steps: list[tuple[Step, StepPlan]]) -> None:
         """Bring the columns of `steps`, all of one domain, up to date in one pass over the rows."""
         stale = [step for step, plan in steps if plan.todo]
+        planned = {step.name: self.planner.identities[step.name] for step, _ in steps}
         for step, plan in steps:
             done = (plan.wanted or 0) - (plan.todo or 0)
             self.progress.start(step.name, done, plan.wanted or 0)
@@ -94,10 +95,11 @@ class Run:
             tables = {step.name: self.planner.table(step.name) for step in stale}
             ledger = Ledger(tasks, tables, self.results, self.recipe.run)
             cpus = connect(self.address)
-            pool = WorkerPool(tasks, self._rows_of(stale[0]), cpus, self.recipe.run.workers)
+            rows, limit = self._rows_of(stale[0]), self.recipe.run.workers
+            pool = WorkerPool(tasks, rows, cpus, limit, self.progress.tick)
             self._collect(pool.run(self._chunks(stale, chunk_rows)), ledger)
         for step, plan in steps:
-            self._finish_rows(step, plan)
+            self._finish_rows(step, plan, planned[step.name])
 
     def _collect(self, records: Iterator[dict[str, Any]], ledger: Ledger) -> None:
         """Book records as they come; what has come is committed whatever ends the loop, Ctrl-C included."""
@@ -135,10 +137,24 @@ class Run:
             part = slice(start, start + size)
             yield pa.table({"id": ids[part], **{name: flag[part] for name, flag in flags.items()}})
 
-    def _finish_rows(self, step: Step, plan: StepPlan) -> None:
+    def _check_unchanged(self, step: Step, plan: StepPlan, planned: dict[str, Any]) -> None:
+        """Raise a `UserError` when weights were replaced during the pass: its values are of the old ones."""
+        if self.planner.fingerprints.get(step.name) == plan.fingerprint:
+            return
+        now = self.planner.identities[step.name] if step.name in self.planner.fingerprints else {}
+        changed = [step.op.spelled(name) for name in step.op.weights if now.get(name) != planned.get(name)]
+        raise UserError(
+            f"{' and '.join(changed) or 'what it reads'} changed while the run went on; the "
+            f"{self.results[step.name].done:,} rows that were done before are kept, as values of the old one",
+            where=f"steps.{step.name}",
+            next="run again: all rows are done with the new one; with the old one back in place, those rows are fresh",
+        )
+
+    def _finish_rows(self, step: Step, plan: StepPlan, planned: dict[str, Any]) -> None:
         """Check the accounting, leave a receipt, and tell the planner."""
         result, rows = self.results[step.name], self.planner.wanted(step)
         after = self.planner.judge(step)
+        self._check_unchanged(step, plan, planned)
         if after.state != FRESH:
             raise UserError(
                 f"{after.todo} rows of {after.wanted} have neither value nor error: {after.cause or after.state}",
