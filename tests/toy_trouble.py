@@ -73,6 +73,21 @@ def _many() -> None:
         subprocess.Popen(["sleep", "1000"])
 
 
+def _kill_keeper() -> None:
+    with open(f"/proc/{os.getppid()}/stat") as file:
+        os.kill(int(file.read().rpartition(")")[2].split()[1]), signal.SIGKILL)
+    time.sleep(5)
+
+
+def _close_all() -> None:
+    os.closerange(3, 1000)
+    time.sleep(1000)
+
+
+def _stop_answering() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def _nap() -> None:
     time.sleep(0.5)
 
@@ -94,6 +109,11 @@ class Trouble(Annotate):
     def columns(self) -> pa.Schema:
         return pa.schema([("value", pa.int64())])
 
+    def setup(self) -> None:
+        if self.tell:
+            with open(self.tell, "a") as file:
+                file.write(f"{os.getpid()} setup\n")
+
     def measure(self, row: Row) -> dict:
         if self.tell:
             with open(self.tell, "a") as file:
@@ -109,3 +129,25 @@ class TroubleInBatches(Trouble):
 
     name: ClassVar[str] = "trouble_in_batches"
     batch: ClassVar[int] = 4
+
+
+class DiesInSetup(Trouble):
+    """Dies before its first row."""
+
+    name: ClassVar[str] = "dies_in_setup"
+
+    def setup(self) -> None:
+        os._exit(3)
+
+
+class Replaced(Trouble):
+    """Weights that someone replaces while rows are measured."""
+
+    name: ClassVar[str] = "replaced"
+    weights: ClassVar[dict[str, str]] = {"path": "make them"}
+    path: str
+
+    def measure(self, row: Row) -> dict:
+        if Path(self.path).read_bytes() == b"old" and row.key == "p004.png":
+            Path(self.path).write_bytes(b"new ones")
+        return {"value": len(row.key)}

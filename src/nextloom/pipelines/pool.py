@@ -31,8 +31,8 @@ SHORT_SECONDS = 5.0
 """Chunks shorter than this queue up at a worker, so that it does not wait while the driver commits."""
 SETUPS = 2
 """Workers in a row that may die while the ops are set up."""
-KEEPERS_LOST = 3
-"""A chunk that was lost with so many keepers is cut in halves; a single row is an error row."""
+KEEPERS_LOST = 2
+"""A chunk that was lost with so many keepers is halved, and its halves at their first; a lone row is an error row."""
 JUDGE_AFTER = 100
 """Rows lost to one step, from where on it stops when nine of ten rows are lost."""
 CLOSE_SECONDS = 2.0
@@ -204,8 +204,7 @@ class WorkerPool:
         if not self._ends:
             log.warning("a worker was lost (%s, %s); its rows are run again apart", loss.kind, loss.detail)
         self._ends += 1
-        for row in failed:
-            yield self._error_row(row)
+        yield from self._error_rows(failed)
 
     def _keeper_lost(self, work: Work | None, why: str) -> Iterator[dict[str, Any]]:
         """A node died, or memory ran out: the chunk again, in halves if that repeats, for a row alone its error."""
@@ -217,9 +216,8 @@ class WorkerPool:
             self._queue.appendleft(replace(work, gone=work.gone + 1))
             return
         parts, failed = divide(work, Lost(WORKER_DIED, why), self._tasks)
-        self._queue.extendleft(reversed(parts))
-        for row in failed:
-            yield self._error_row(row)
+        self._queue.extendleft(replace(part, gone=KEEPERS_LOST - 1) for part in reversed(parts))
+        yield from self._error_rows(failed)
 
     def _raised(self, work: Work | None, error: BaseException) -> None:
         """A chunk that fails as a whole is tried once more: its table, or the place for its file, was not there."""
@@ -242,23 +240,25 @@ class WorkerPool:
         log.warning("worker pool: %d of %d workers go on (%s)", left, self._size, why)
         self._size = len(self._workers)
 
-    def _error_row(self, row: Failed) -> dict[str, Any]:
-        """Write the error row; stop a step that loses nearly every row.
+    def _error_rows(self, failed: Sequence[Failed]) -> Iterator[dict[str, Any]]:
+        """Write the error rows; stop a step that loses nearly every row.
 
         Raises:
             UserError: it does.
         """
-        task = next(task for task in self._tasks if task.step == row.step)
-        file = write_file(task.table_uri, lost_row(task, row.id, row.stage, row.kind, row.message, row.detail))
-        self._lost[row.step, row.kind] += 1
-        lost = sum(count for (step, _), count in self._lost.items() if step == row.step)
-        if lost > JUDGE_AFTER and lost > 9 * self._settled[row.step]:
-            raise UserError(
-                f"{lost} rows ended their worker and {self._settled[row.step]} did not; that is the op, not the rows",
-                where=f"steps.{row.step}",
-                next="mend the op; what was done is kept: nextloom run RECIPE --retry-errors",
-            )
-        return {"step": row.step, **file.as_dict(), "done": 1, "seconds": 0.0, "waited": 0.0, "busy": 0.0}
+        tasks = {task.step: task for task in self._tasks}
+        for row in failed:
+            uri, kind = tasks[row.step].table_uri, row.kind
+            file = write_file(uri, lost_row(tasks[row.step], row.id, row.stage, kind, row.message, row.detail))
+            self._lost[row.step, kind] += 1
+            yield {"step": row.step, **file.as_dict(), "done": 1, "seconds": 0.0, "waited": 0.0, "busy": 0.0}
+            lost = sum(count for (step, _), count in self._lost.items() if step == row.step)
+            if lost > JUDGE_AFTER and lost > 9 * self._settled[row.step]:
+                raise UserError(
+                    f"{lost} rows ended their worker and {self._settled[row.step]} did not: that is the op, not the rows",
+                    where=f"steps.{row.step}",
+                    next="mend the op; what was done is kept: nextloom run RECIPE --retry-errors",
+                )
 
     def _drop(self, worker: _Worker) -> None:
         """Forget a worker; what else it had comes back as lost on its own."""
