@@ -1,4 +1,5 @@
-"""The worker pool: rows that die, hang, grow and fork cost themselves; workers that are lost are replaced; no Ray noise."""
+"""The worker pool: rows that die, hang, grow or fork cost only themselves; lost workers are replaced; nothing of Ray
+reaches the user, or others the local Ray."""
 
 from __future__ import annotations
 

@@ -7,14 +7,15 @@
     uri, member "^..."        nothing: what the row or shard names may not be read, and this says why
     uri, member "?..."        nothing: the source could not read this unit, and the next listing tries again
 
-Neighbours share what was opened: the last object, the last handle, the last row group stay in memory. References
-into a shard hold for the very object that was listed; one that changed since gives an error, never other bytes.
-Everything is opened through the door of the source (`nextloom.untrusted`). A tab in the text behind a mark parts what
-all rows of a fault say from what this one adds.
+Neighbours share what was opened: the last object, handles and row groups stay in memory, also between threads, which
+share one reader. References into a shard hold for the very object that was listed; one that changed since gives an
+error, never other bytes. Everything is opened through the door of the source (`nextloom.untrusted`). A tab in the text
+behind a mark parts what all rows of a fault say from what this one adds.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,7 +44,7 @@ class ContentError(ValueError):
 
 
 class Content:
-    """Reads the bytes of rows, best in the order of their ids.
+    """Reads the bytes of rows, best in the order of their ids; threads may share one, and read at the same time.
 
     Args:
         door: of the source that listed them.
@@ -51,6 +52,7 @@ class Content:
 
     def __init__(self, door: Door) -> None:
         self._door = door
+        self._lock = threading.Lock()  # while a shard is opened or a row group read, so that it is done once
         self._whole: tuple[str, bytes] | None = None
         self._opened: tuple[str, str, Any] | None = None
         self._group: tuple[tuple[str, str, str, int], pa.ChunkedArray] | None = None
@@ -76,13 +78,15 @@ class Content:
             return self._cell(uri, member, row["version"])
         if row.get("offset") is not None:
             return self._range(uri, row["offset"], row["size"], row["version"])
-        if self._whole is None or self._whole[0] != uri:
-            self._whole = (uri, self._door.read(uri))
-        return self._whole[1]
+        whole = self._whole
+        if whole is None or whole[0] != uri:
+            self._whole = whole = (uri, self._door.read(uri))
+        return whole[1]
 
     def _range(self, uri: str, offset: int, size: int, version: str) -> bytes:
         self._expect_size(size)
-        handle = self._open(uri, version)
+        with self._lock:
+            handle = self._open(uri, version)
         raw = handle.read_at(size, offset)
         if len(raw) != size:
             raise ContentError(f"{len(raw):,} of {size:,} bytes are there: the shard is cut off")
@@ -91,15 +95,17 @@ class Content:
     def _cell(self, uri: str, member: str, version: str) -> bytes:
         column, _, number = member.rpartition("#")
         at = int(number)
-        table = self._open(uri, version, member=True)
-        group = 0
-        while at >= table.sizes[group]:
-            at -= table.sizes[group]
-            group += 1
-        key = (uri, version, column, group)
-        if self._group is None or self._group[0] != key:
-            self._group = (key, table.read(group, column))
-        value = self._group[1][at].as_py()
+        with self._lock:
+            table = self._open(uri, version, member=True)
+            group = 0
+            while at >= table.sizes[group]:
+                at -= table.sizes[group]
+                group += 1
+            key = (uri, version, column, group)
+            if self._group is None or self._group[0] != key:
+                self._group = (key, table.read(group, column))
+            values = self._group[1]
+        value = values[at].as_py()
         if isinstance(value, Mapping):
             value = value.get("bytes")
         if value is None:

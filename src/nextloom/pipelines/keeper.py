@@ -204,10 +204,13 @@ class Keeper:
         _kill(os.killpg, pid)
         try:
             self._control.sendall(child.WAIT)
-            code = int.from_bytes(self._control.recv(child.NUMBER), "little", signed=True)
+            status = self._control.recv(child.NUMBER)
         except OSError:
+            status = b""
+        if len(status) < child.NUMBER:  # the stem is gone too
             self.close()
-            return "it is gone"
+            return "it is gone with the process that started it"
+        code = int.from_bytes(status, "little", signed=True)
         if code >= 0:
             return f"it ended with exit code {code}"
         with contextlib.suppress(ValueError):

@@ -254,8 +254,9 @@ class WorkerPool:
             yield {"step": row.step, **file.as_dict(), "done": 1, "seconds": 0.0, "waited": 0.0, "busy": 0.0}
             lost = sum(count for (step, _), count in self._lost.items() if step == row.step)
             if lost > JUDGE_AFTER and lost > 9 * self._settled[row.step]:
+                good = self._settled[row.step]
                 raise UserError(
-                    f"{lost} rows ended their worker and {self._settled[row.step]} did not: that is the op, not the rows",
+                    f"{lost} rows ended their worker and {good} did not: that is the op, not the rows",
                     where=f"steps.{row.step}",
                     next="mend the op; what was done is kept: nextloom run RECIPE --retry-errors",
                 )

@@ -7,7 +7,6 @@ cannot be fetched, decoded or measured becomes a row with an `error`; nothing a 
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -136,7 +135,7 @@ class Worker:
         for task in tasks:
             task.setup()
         self._batch = max((t.op.batch for t in tasks if isinstance(t.op, Annotate)), default=1)
-        self._local = threading.local()
+        self._content = Content(rows.door) if rows.door else None
         on_gpu = any(t.op.execution.num_gpus for t in tasks)
         self._readers = max(1, int(max(t.op.execution.num_cpus for t in tasks))) if on_gpu else 0
         """Threads that read and decode ahead of a GPU; 0: the worker's own thread does it between batches."""
@@ -237,10 +236,8 @@ class Worker:
 
     def _bytes(self, row: _Loaded, origin: tuple[str, str] | None) -> bytes:
         if origin is None:
-            if not hasattr(self._local, "content"):
-                assert self._rows.door is not None
-                self._local.content = Content(self._rows.door)
-            return self._local.content.fetch(row.item)
+            assert self._content is not None
+            return self._content.fetch(row.item)
         step, column = origin
         values = next(reads[step] for reads in row.reads.values() if step in reads)
         if values is None or values.get("error") or values[column] is None:
