@@ -16,7 +16,7 @@ behind a mark parts what all rows of a fault say from what this one adds.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +28,8 @@ WEB = ("http://", "https://")
 BROKEN, BARRED, UNREAD = "!", "^", "?"
 MARKS = (BROKEN, BARRED, UNREAD)
 """How the `member` of a row begins that has no bytes."""
+SHARDS, GROUPS = 4, 2
+"""Opened shards, and row groups of tables, that stay in memory: threads that read in order are at two at most."""
 
 
 class ContentError(ValueError):
@@ -54,8 +56,8 @@ class Content:
         self._door = door
         self._lock = threading.Lock()  # while a shard is opened or a row group read, so that it is done once
         self._whole: tuple[str, bytes] | None = None
-        self._opened: tuple[str, str, Any] | None = None
-        self._group: tuple[tuple[str, str, str, int], pa.ChunkedArray] | None = None
+        self._opened: dict[tuple[str, str], Any] = {}
+        self._groups: dict[tuple[str, str, str, int], pa.ChunkedArray] = {}
 
     def fetch(self, row: Mapping[str, Any]) -> bytes:
         """Bytes of a row.
@@ -102,9 +104,7 @@ class Content:
                 at -= table.sizes[group]
                 group += 1
             key = (uri, version, column, group)
-            if self._group is None or self._group[0] != key:
-                self._group = (key, table.read(group, column))
-            values = self._group[1]
+            values = _kept(self._groups, key, GROUPS, lambda: table.read(group, column))
         value = values[at].as_py()
         if isinstance(value, Mapping):
             value = value.get("bytes")
@@ -122,8 +122,9 @@ class Content:
 
     def _open(self, uri: str, version: str, *, member: bool = False) -> Any:
         """The opened shard, once it is seen to be the one that was listed."""
-        if self._opened and self._opened[:2] == (uri, version):
-            return self._opened[2]
+        return _kept(self._opened, (uri, version), SHARDS, lambda: self._opening(uri, version, member))
+
+    def _opening(self, uri: str, version: str, member: bool) -> Any:
         found = self._door.open(uri)
         if member and found.file.read_at(len(PAR), 0) != PAR:
             found.file.close()
@@ -131,9 +132,16 @@ class Content:
         if found.stamp != version.partition("+")[0]:
             found.file.close()
             raise ContentError("the shard changed since it was listed; run again")
-        opened = _Cells(found.file) if member else found.file
-        self._opened = (uri, version, opened)
-        return opened
+        return _Cells(found.file) if member else found.file
+
+
+def _kept(known: dict[Any, Any], key: Any, most: int, make: Callable[[], Any]) -> Any:
+    """What `known` has for `key`, or what `make` makes; `known` keeps the `most` that were used last."""
+    value = known.pop(key) if key in known else make()
+    known[key] = value
+    while len(known) > most:
+        del known[next(iter(known))]
+    return value
 
 
 class _Cells:
