@@ -25,6 +25,7 @@ from nextloom.pipelines import worker
 from nextloom.pipelines.plan import Planner
 from nextloom.store.files import File, read_files
 from nextloom.tokenize.image_tokens import ImageTokens
+from nextloom.untrusted import Door
 from toy_tokenizers import random_tokenizer
 
 STEPS = {
@@ -149,13 +150,13 @@ def test_reading_threads_share_an_opened_shard(tmp_path, monkeypatch):
     for name in ("a", "b"):
         pq.write_table(pa.table({"jpg": cells}), tmp_path / f"{name}.parquet", row_group_size=100)
     monkeypatch.setattr(content, "_Cells", lambda *args, make=content._Cells: opened.append(args) or make(*args))
-    place = {name: str(tmp_path / f"{name}.parquet") for name in ("a", "b")}
+    door, place = Door(["/"]), {name: str(tmp_path / f"{name}.parquet") for name in ("a", "b")}
     rows = [
-        {"uri": uri, "member": f"jpg#{i}", "version": content.unit_stamp(uri)}
+        {"uri": uri, "member": f"jpg#{i}", "version": door.open(uri).stamp}
         for uri in place.values()
         for i in range(len(cells))
     ]
-    shared = content.Content()
+    shared = content.Content(door)
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(shared.fetch, rows)) == cells * 2
     assert len(opened) < 8, "not once per thread"

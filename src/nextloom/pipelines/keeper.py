@@ -118,8 +118,9 @@ class Keeper:
         try:
             self._fork()
         except (EOFError, OSError) as error:
-            self.close()
-            return Lost(WORKER_DIED, f"no process could be started: {error}", ready=False)
+            ended = self.close()
+            why = f"the process that starts workers ended with {ended}" if ended else str(error)
+            return Lost(WORKER_DIED, why, ready=False)
         self._send(pickle.dumps((self._job.work, list(self._job.paths))))
         answer = self._answer(watch=False)
         if isinstance(answer, Lost):
@@ -144,17 +145,20 @@ class Keeper:
         kind, payload = answer
         return Done(payload, time.monotonic() - began) if kind == child.DONE else Raised(payload)
 
-    def close(self) -> None:
-        """End the worker and everything that was started below it."""
+    def close(self) -> int:
+        """End the worker and everything that was started below it; the exit code of the stem if it had ended before."""
         if self._pid:
             self._end()
+        ended = 0
         if self._stem:
+            ended = self._stem.poll() or 0
             self._stem.kill()
             self._stem.wait()
             self._stem = None
         if self._control:
             self._control.close()
             self._control = None
+        return ended
 
     def _fork(self) -> None:
         """Have a worker forked, by a new stem if need be."""
@@ -170,7 +174,7 @@ class Keeper:
         self._control.sendall(child.FORK)
         number, descriptors, _, _ = socket.recv_fds(self._control, child.NUMBER, 1)
         if len(number) < child.NUMBER or not descriptors:
-            raise EOFError(f"the process that starts workers ended with {self._stem.wait()}")
+            raise EOFError
         self._pid = int.from_bytes(number, "little")
         self._connection = Connection(descriptors[0])
 
