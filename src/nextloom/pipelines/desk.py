@@ -74,6 +74,8 @@ class Desk:
         """What the threads are at. A note that is being written this moment is left out: it has only begun."""
         found = []
         for slot in range(SLOTS):
+            if not self._memory[slot * _SLOT.size]:
+                continue
             busy, *values = _SLOT.unpack_from(self._memory, slot * _SLOT.size)
             if busy == 1 and _SLOT.unpack_from(self._memory, slot * _SLOT.size) == (busy, *values):
                 found.append(Note(slot, *values))
