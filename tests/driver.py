@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 
 from engine import build, run
-from nextloom.pipelines.pool import Crew
+from nextloom.pipelines.pool import WorkerPool
 from nextloom.store.table import Table
 
 
@@ -40,7 +40,7 @@ def arm(point: str, number: str) -> None:
             threading.Timer(float(delay), die).start()
 
     if point == "before_write":
-        Crew.run = lambda self, chunks: die()
+        WorkerPool.run = lambda self, chunks: die()
     else:
         Table.commit = commit
 

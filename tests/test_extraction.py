@@ -8,21 +8,24 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from engine import build, contents, run, write_pictures
-from nextloom import pixels
+from nextloom import content, pixels
 from nextloom.errors import UserError
 from nextloom.op import Row
 from nextloom.pipelines import worker
 from nextloom.pipelines.plan import Planner
 from nextloom.store.files import File, read_files
 from nextloom.tokenize.image_tokens import ImageTokens
+from nextloom.untrusted import Door
 from toy_tokenizers import random_tokenizer
 
 STEPS = {
@@ -33,28 +36,27 @@ ON_GPU = """
 import json, os, sys, ray
 ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="error",
          object_store_memory=128 * 2**20)
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from nextloom.pipelines import pool
-asked = []
 root = Path(sys.argv[1])
-class Placed(pool.Worker):
-    def __call__(self, chunk):
+class Placed(pool.Keeper):
+    def run(self, chunk):
         try:
             (root / "died").touch(exist_ok=False)
         except FileExistsError:
-            out = super().__call__(chunk)
-            (root / "gpus.txt").open("a").write(f"{ray.get_gpu_ids()} {self._readers}\\n")
+            out = super().run(chunk)
+            held = ray.get_runtime_context().get_assigned_resources()
+            seen = os.environ["CUDA_VISIBLE_DEVICES"]
+            line = f"{held['CPU']:g} {held['GPU']:g} {ray.get_gpu_ids()} {seen} {os.getpid()}"
+            (root / "placed.txt").open("a").write(line + chr(10))
             return out
         os._exit(1)
 Placed.__module__ = "__main__"
-original = ray.data.Dataset.map_batches
-def map_batches(self, fn, **options):
-    asked.append({name: options[name] for name in ("num_gpus", "num_cpus")} | {"pool": options["compute"].max_size})
-    return original(self, Placed, **options)
-ray.data.Dataset.map_batches = map_batches
+pool.Keeper = Placed
 from engine import build, run
 recipe, dataset = build(root, **json.loads(sys.argv[2]))
-print(json.dumps([run(recipe, dataset)["tokens"], asked, dataset.receipt("tokens")["waiting"]]))
+print(json.dumps([run(recipe, dataset)["tokens"], dataset.receipt("tokens")["waiting"]]))
 """
 
 
@@ -82,11 +84,12 @@ def test_workers_with_a_gpu_one_of_which_dies_give_the_same_codes_as_those_witho
     command = [sys.executable, "-c", ON_GPU, tmp_path / "gpu", json.dumps(data)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
-    counts, asked, waiting = json.loads(done.stdout.splitlines()[-1])
+    counts, waiting = json.loads(done.stdout.splitlines()[-1])
     assert counts == {"rows": 14, "values": 12, "errors": 2, "done": 14}
-    assert asked == [{"num_gpus": 1, "num_cpus": 2, "pool": 1}], "one GPU, one worker, whatever the CPUs"
-    assert set((tmp_path / "gpu" / "gpus.txt").read_text().splitlines()) == {"[0] 2"}, "it holds the GPU, and 2 readers"
-    assert "rows were lost with a worker; running them again apart" in done.stderr
+    placed = [line.rpartition(" ") for line in (tmp_path / "gpu" / "placed.txt").read_text().splitlines()]
+    assert {where for where, _, _ in placed} == {"2 1 [0] 0"}, "it holds 2 CPUs and the GPU, and sees it"
+    assert len(placed) == 3 and len({pid for _, _, pid in placed}) == 1, "one GPU, one worker, whatever the CPUs"
+    assert "a worker is gone (ActorDiedError); what it had is run again" in done.stderr
     assert 0 < waiting < 1
     gpu_recipe, gpu_dataset = build(tmp_path / "gpu", **data)
     expected, found = contents(recipe, dataset), contents(gpu_recipe, gpu_dataset)
@@ -140,6 +143,23 @@ def test_many_threads_are_kept_busy_and_pixels_go_once_they_are_resized(tmp_path
     assert {name: by_id[3][name] for name in want} == want
     kinds = {row["error"]["stage"]: row["error"]["type"] for row in by_id.values() if row["error"]}
     assert kinds == {"tokens": "ValueError", "decode": "NotAPicture"}
+
+
+def test_reading_threads_share_an_opened_shard(tmp_path, monkeypatch):
+    cells, opened = [bytes([i % 251]) * 50 for i in range(400)], []
+    for name in ("a", "b"):
+        pq.write_table(pa.table({"jpg": cells}), tmp_path / f"{name}.parquet", row_group_size=100)
+    monkeypatch.setattr(content, "_Cells", lambda *args, make=content._Cells: opened.append(args) or make(*args))
+    door, place = Door(["/"]), {name: str(tmp_path / f"{name}.parquet") for name in ("a", "b")}
+    rows = [
+        {"uri": uri, "member": f"jpg#{i}", "version": door.open(uri).stamp}
+        for uri in place.values()
+        for i in range(len(cells))
+    ]
+    shared = content.Content(door)
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(shared.fetch, rows)) == cells * 2
+    assert len(opened) < 8, "not once per thread"
 
 
 def _worker(root: Path, steps: dict):

@@ -9,15 +9,16 @@
     uri, member "^..."        nothing: what the row or shard names may not be read, and this says why
     uri, member "?..."        nothing: the source could not read this unit, and the next listing tries again
 
-Neighbours share what was opened: the last object, the last handle, the last row group stay in memory. References
-into a shard hold for the very object that was listed; one that changed since gives an error, never other bytes.
-Everything is opened through the door of the source (`nextloom.untrusted`). A tab in the text behind a mark parts what
-all rows of a fault say from what this one adds.
+Neighbours share what was opened: the last object, handles and row groups stay in memory, also between threads, which
+share one reader. References into a shard hold for the very object that was listed; one that changed since gives an
+error, never other bytes. Everything is opened through the door of the source (`nextloom.untrusted`). A tab in the text
+behind a mark parts what all rows of a fault say from what this one adds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -32,6 +33,8 @@ TEXT = "~"
 BROKEN, BARRED, UNREAD = "!", "^", "?"
 MARKS = (BROKEN, BARRED, UNREAD)
 """How the `member` of a row begins that has no bytes."""
+SHARDS, GROUPS = 4, 2
+"""Opened shards, and row groups of tables, that stay in memory: threads that read in order are at two at most."""
 
 
 class ContentError(ValueError):
@@ -48,7 +51,7 @@ class ContentError(ValueError):
 
 
 class Content:
-    """Reads the bytes of rows, best in the order of their ids.
+    """Reads the bytes of rows, best in the order of their ids; threads may share one, and read at the same time.
 
     Args:
         door: of the source that listed them.
@@ -56,9 +59,10 @@ class Content:
 
     def __init__(self, door: Door) -> None:
         self._door = door
+        self._lock = threading.Lock()  # while a shard is opened or a row group read, so that it is done once
         self._whole: tuple[str, bytes] | None = None
-        self._opened: tuple[str, str, Any] | None = None
-        self._group: tuple[tuple[str, str, str, int], pa.ChunkedArray] | None = None
+        self._opened: dict[tuple[str, str], Any] = {}
+        self._groups: dict[tuple[str, str, str, int], pa.ChunkedArray] = {}
 
     def fetch(self, row: Mapping[str, Any]) -> bytes:
         """Bytes of a row.
@@ -85,12 +89,14 @@ class Content:
         if row.get("offset") is not None:
             self._expect_size(row["size"])
             return self._range(uri, row["offset"], row["size"], row["version"])
-        if self._whole is None or self._whole[0] != uri:
-            self._whole = (uri, self._door.read(uri))
-        return self._whole[1]
+        whole = self._whole
+        if whole is None or whole[0] != uri:
+            self._whole = whole = (uri, self._door.read(uri))
+        return whole[1]
 
     def _range(self, uri: str, offset: int, size: int, version: str) -> bytes:
-        handle = self._open(uri, version)
+        with self._lock:
+            handle = self._open(uri, version)
         raw = handle.read_at(size, offset)
         if len(raw) != size:
             raise ContentError(f"{len(raw):,} of {size:,} bytes are there: the shard is cut off")
@@ -100,15 +106,15 @@ class Content:
         column, _, number = member.rpartition("#")
         number, _, part = number.partition("/")
         at = int(number)
-        table = self._open(uri, version, member=True)
-        group = 0
-        while at >= table.sizes[group]:
-            at -= table.sizes[group]
-            group += 1
-        key = (uri, version, column, group)
-        if self._group is None or self._group[0] != key:
-            self._group = (key, table.read(group, column))
-        value = self._group[1][at].as_py()
+        with self._lock:
+            table = self._open(uri, version, member=True)
+            group = 0
+            while at >= table.sizes[group]:
+                at -= table.sizes[group]
+                group += 1
+            key = (uri, version, column, group)
+            values = _kept(self._groups, key, GROUPS, lambda: table.read(group, column))
+        value = values[at].as_py()
         if part and value is not None:
             value = value[int(part)]
         if isinstance(value, Mapping):
@@ -137,8 +143,9 @@ class Content:
 
     def _open(self, uri: str, version: str, *, member: bool = False) -> Any:
         """The opened shard, once it is seen to be the one that was listed."""
-        if self._opened and self._opened[:2] == (uri, version):
-            return self._opened[2]
+        return _kept(self._opened, (uri, version), SHARDS, lambda: self._opening(uri, version, member))
+
+    def _opening(self, uri: str, version: str, member: bool) -> Any:
         found = self._door.open(uri)
         if member and found.file.read_at(len(PAR), 0) != PAR:
             found.file.close()
@@ -146,9 +153,16 @@ class Content:
         if found.stamp != version.partition("+")[0]:
             found.file.close()
             raise ContentError("the shard changed since it was listed; run again")
-        opened = _Cells(found.file) if member else found.file
-        self._opened = (uri, version, opened)
-        return opened
+        return _Cells(found.file) if member else found.file
+
+
+def _kept(known: dict[Any, Any], key: Any, most: int, make: Callable[[], Any]) -> Any:
+    """What `known` has for `key`, or what `make` makes; `known` keeps the `most` that were used last."""
+    value = known.pop(key) if key in known else make()
+    known[key] = value
+    while len(known) > most:
+        del known[next(iter(known))]
+    return value
 
 
 def _unescaped(raw: bytes) -> str:

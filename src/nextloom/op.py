@@ -142,6 +142,10 @@ class Execution(Model):
     """Rows per written file and per unit of retry."""
     max_error_rate: float = Field(1.0, ge=0, le=1)
     """Largest share of failed rows, 0..1; beyond it the step stops. Judged after 1,000 rows or at the end."""
+    row_seconds: float = Field(120.0, gt=0)
+    """Longest time to fetch, decode or measure one row, or one batch of an op that takes batches; then it is ended."""
+    row_memory: float = Field(4.0, gt=0)
+    """GiB by which a worker may grow while it is at one row (or batch); then it is ended."""
     workers: int | None = Field(None, gt=0)
     """Worker processes of a pass with this op; default: as many as CPUs and GPUs allow."""
 

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shlex
+import signal
 import sys
 import traceback
 from typing import Annotated, Any
@@ -47,7 +48,7 @@ Retry = Annotated[bool, typer.Option("--retry-errors", help="do failed rows agai
 AllowShrink = Annotated[
     bool, typer.Option("--allow-shrink", help="publish a release also with less than half of its rows")
 ]
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 _asked = ""
 """The recipe of this process and its options, as typed."""
 
@@ -84,8 +85,9 @@ def call(command: typer.Typer) -> None:
 
     Exit codes: 0; 1 and a message with the next step for errors the user can mend, and for those that nobody foresaw
     (their traceback is shown with NEXTLOOM_TRACEBACK=1); 2 for a wrong command line; 130 after Ctrl-C, which Typer
-    turns into an exit of that code.
+    turns into an exit of that code; 143 after SIGTERM. Either way what is done is committed first.
     """
+    terminated = _on_sigterm()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PrintableFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -93,9 +95,11 @@ def call(command: typer.Typer) -> None:
     try:
         command()
     except SystemExit as end:
-        if end.code == INTERRUPTED:
-            print("interrupted; run the same command again to go on", file=sys.stderr)
-        raise
+        if end.code != INTERRUPTED:
+            raise
+        how, code = ("terminated", TERMINATED) if terminated else ("interrupted", INTERRUPTED)
+        print(f"{how}; run the same command again to go on", file=sys.stderr)
+        sys.exit(code)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a panic of a Rust library is no Exception
@@ -115,3 +119,16 @@ def tell(error: BaseException) -> None:
 def named(text: str) -> str:
     """`text` with the recipe that this process was asked about, and its options, in the commands it names."""
     return re.sub(r"(nextloom \w+ )RECIPE\b", lambda found: found[1] + _asked, text) if _asked else text
+
+
+def _on_sigterm() -> list[bool]:
+    """Have SIGTERM end the process as Ctrl-C does; the list is no longer empty once it has come."""
+    come: list[bool] = []
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would cut off the commit of what is done
+        come.append(True)
+        raise KeyboardInterrupt  # Ray's waiting calls let this one pass, and turn a SystemExit into another
+
+    signal.signal(signal.SIGTERM, end)
+    return come

@@ -3,7 +3,7 @@
 1. the listing's changes become rows
 2. steps that are ready and live in one row domain share a pass: one fetch and one decode per row
 3. file records stream back; the driver commits them every few seconds, so a kill costs that much work
-4. rows lost with a worker are run again in halves; a lone row that kills its worker twice is an error row
+4. a row that hangs, fills the memory or kills its worker becomes an error row; what it took along is run again
 5. Select and Reduce follow as soon as their inputs are complete; each finished step leaves a receipt
 """
 
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import pickle
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -24,10 +26,10 @@ from nextloom.errors import Damaged, UserError
 from nextloom.op import ERROR, INPUT_FAILED, MAX_CHILDREN, Annotate, Expand, Reduce, Select, child_id, digest
 from nextloom.pipelines.ledger import Ledger, StepResult, judge_errors
 from nextloom.pipelines.plan import FRESH, Planner, StepPlan
-from nextloom.pipelines.pool import Crew
+from nextloom.pipelines.pool import WorkerPool, search_paths
 from nextloom.pipelines.progress import Progress
 from nextloom.pipelines.recipe import SOURCE, Recipe, Step
-from nextloom.pipelines.worker import Source, Task, dead_rows
+from nextloom.pipelines.worker import Source, Task
 from nextloom.printable import printable
 from nextloom.store.dataset import Dataset
 from nextloom.store.files import read_files, take_ids, write_file
@@ -101,23 +103,21 @@ class Run:
     def _pass(self, steps: list[tuple[Step, StepPlan]]) -> None:
         """Bring the columns of `steps`, all of one domain, up to date in one pass over the rows."""
         stale = [step for step, plan in steps if plan.todo]
+        planned = {step.name: self.planner.identities[step.name] for step, _ in steps}
         for step, plan in steps:
             done = (plan.wanted or 0) - (plan.todo or 0)
             self.progress.start(step.name, done, plan.wanted or 0)
         if stale:
             tasks = [self._task(step) for step in stale]
             chunk_rows = min(step.op.execution.chunk_rows for step in stale)
-            chunks = list(self._chunks(stale, chunk_rows))
             tables = {step.name: self.planner.table(step.name) for step in stale}
             ledger = Ledger(tasks, tables, self.results, self.recipe.run)
-            crew = Crew(tasks, self._rows_of(stale[0]), connect(self.address), self.recipe.run.workers)
-            self._collect(crew.run(chunks), ledger)
-            lost = list(self._chunks(stale, max(1, chunk_rows // 2)))
-            if lost:
-                log.warning("%d rows were lost with a worker; running them again apart", sum(map(len, lost)))
-                self._collect(crew.run_apart(lost, dead_rows), ledger)
+            cpus = connect(self.address)
+            rows, limit = self._rows_of(stale[0]), self.recipe.run.workers
+            pool = WorkerPool(tasks, rows, cpus, limit, self.progress.tick)
+            self._collect(pool.run(self._chunks(stale, chunk_rows)), ledger)
         for step, plan in steps:
-            self._finish_rows(step, plan)
+            self._finish_rows(step, plan, planned[step.name])
 
     def _collect(self, records: Iterator[dict[str, Any]], ledger: Ledger) -> None:
         """Book records as they come; what has come is committed whatever ends the loop, Ctrl-C included."""
@@ -155,10 +155,24 @@ class Run:
             part = slice(start, start + size)
             yield pa.table({"id": ids[part], **{name: flag[part] for name, flag in flags.items()}})
 
-    def _finish_rows(self, step: Step, plan: StepPlan) -> None:
+    def _check_unchanged(self, step: Step, plan: StepPlan, planned: dict[str, Any]) -> None:
+        """Raise a `UserError` when weights were replaced during the pass: its values are of the old ones."""
+        if self.planner.fingerprints.get(step.name) == plan.fingerprint:
+            return
+        now = self.planner.identities[step.name] if step.name in self.planner.fingerprints else {}
+        changed = [step.op.spelled(name) for name in step.op.weights if now.get(name) != planned.get(name)]
+        raise UserError(
+            f"{' and '.join(changed) or 'what it reads'} changed while the run went on; the "
+            f"{self.results[step.name].done:,} rows that were done before are kept, as values of the old one",
+            where=f"steps.{step.name}",
+            next="run again: all rows are done with the new one; with the old one back in place, those rows are fresh",
+        )
+
+    def _finish_rows(self, step: Step, plan: StepPlan, planned: dict[str, Any]) -> None:
         """Check the accounting, leave a receipt, and tell the planner."""
         result, rows = self.results[step.name], self.planner.wanted(step)
         after = self.planner.judge(step)
+        self._check_unchanged(step, plan, planned)
         if after.state != FRESH:
             raise UserError(
                 f"{after.todo} rows of {after.wanted} have neither value nor error: {after.cause or after.state}",
@@ -278,7 +292,8 @@ class Run:
         )
         clean = {name: table.filter(good) for name, table in columns.items()}
         try:
-            values = ray.get(ray.remote(max_retries=2)(_reduce_task).remote(step.op, clean))
+            op = ray.cloudpickle.dumps(step.op)
+            values = ray.get(ray.remote(max_retries=2)(_reduce_task).remote(op, search_paths(), clean))
         except ray.exceptions.RayTaskError as error:
             cause = error.cause
             what = cause.what if isinstance(cause, UserError) else f"{type(cause).__name__}: {cause}"
@@ -326,8 +341,9 @@ def _one_pass(ready: list[Step]) -> list[Step]:
     return [s for s in ready if s.domain == ready[0].domain and not getattr(s.op, "apart", False)]
 
 
-def _reduce_task(op: Reduce, columns: dict[str, pa.Table]) -> pa.Table:
-    return op.reduce(columns)
+def _reduce_task(op: bytes, paths: list[str], columns: dict[str, pa.Table]) -> pa.Table:
+    sys.path.extend(path for path in paths if path not in sys.path)  # last: they replace no module
+    return pickle.loads(op).reduce(columns)
 
 
 def _with_errors(data: pa.Table, errors: pa.ChunkedArray | None) -> pa.Table:

@@ -7,7 +7,6 @@ cannot be fetched, decoded or measured becomes a row with an `error`; nothing a 
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from nextloom.op import (
     child_id,
     error_value,
 )
+from nextloom.pipelines.desk import DECODE, FETCH, Desk, load_code
 from nextloom.store.files import File, take_ids, write_file
 from nextloom.untrusted import Door
 
@@ -119,15 +119,23 @@ class _Loaded:
 
 
 class Worker:
-    """Runs the steps of one pass over chunks of ids. Built once per process: loads weights."""
+    """Runs the steps of one pass over chunks of ids. Built once per process: loads weights.
 
-    def __init__(self, tasks: Sequence[Task], rows: Source) -> None:
-        self._tasks, self._rows = tasks, rows
+    Args:
+        tasks: the steps.
+        rows: the table of rows.
+        desk: where it notes what it is at, for who watches it.
+    """
+
+    def __init__(self, tasks: Sequence[Task], rows: Source, desk: Desk | None = None) -> None:
+        self._tasks, self._rows, self._desk = tasks, rows, desk or Desk()
+        self._places = {origin: place for place, origin in enumerate(origins(tasks))}
+        self._numbers = {task.step: number for number, task in enumerate(tasks)}
         self._names = {t.step: set(t.op.columns().names) for t in tasks if isinstance(t.op, Annotate)}
         for task in tasks:
             task.setup()
         self._batch = max((t.op.batch for t in tasks if isinstance(t.op, Annotate)), default=1)
-        self._local = threading.local()
+        self._content = Content(rows.door) if rows.door else None
         on_gpu = any(t.op.execution.num_gpus for t in tasks)
         self._readers = max(1, int(max(t.op.execution.num_cpus for t in tasks))) if on_gpu else 0
         """Threads that read and decode ahead of a GPU; 0: the worker's own thread does it between batches."""
@@ -203,31 +211,33 @@ class Worker:
         for origin, needs in self._needs.items():
             if needs == "nothing":
                 continue
+            place = self._places[origin]
             try:
-                row.raw[origin] = self._bytes(row, origin)
+                with self._desk.at(load_code(place, FETCH), row.id, row.id):
+                    row.raw[origin] = self._bytes(row, origin)
             except Exception as error:
                 row.errors[origin] = RowError(error_value("fetch", error))
                 continue
             if needs == "pixels":
                 try:
-                    row.pixels[origin] = pixels.decode(row.raw[origin], item.get("frame") or 0)
+                    with self._desk.at(load_code(place, DECODE), row.id, row.id):
+                        row.pixels[origin] = pixels.decode(row.raw[origin], item.get("frame") or 0)
                 except Exception as error:
                     row.errors[origin] = RowError(error_value("decode", error))
         for task in self._preparing:
             own = row.of(task)
             if row.id in wanted[task.step] and not _input_error(task, own, row.errors.get(task.content)):
                 assert isinstance(task.op, Annotate)
-                row.prepared[task.step] = attempt(task.op.prepare, own)
+                with self._desk.at(self._numbers[task.step], row.id, row.id):
+                    row.prepared[task.step] = attempt(task.op.prepare, own)
         for origin in self._let_go:
             row.pixels.pop(origin, None)
         return row
 
     def _bytes(self, row: _Loaded, origin: tuple[str, str] | None) -> bytes:
         if origin is None:
-            if not hasattr(self._local, "content"):
-                assert self._rows.door is not None
-                self._local.content = Content(self._rows.door)
-            return self._local.content.fetch(row.item)
+            assert self._content is not None
+            return self._content.fetch(row.item)
         step, column = origin
         values = next(reads[step] for reads in row.reads.values() if step in reads)
         if values is None or values.get("error") or values[column] is None:
@@ -249,10 +259,27 @@ class Worker:
             else:
                 good.append(own)
         if isinstance(task.op, Expand):
-            return [value for row in rows for value in _expand(task, row.of(task), out.get(row.id))]
+            return [value for row in rows for value in self._expand(task, row.of(task), out.get(row.id))]
         for batch in batched(good, task.op.batch):
-            out.update(zip([r.id for r in batch], _process(task.op, batch), strict=True))
+            out.update(zip([r.id for r in batch], self._process(task, batch), strict=True))
         return [_value(task, self._names[task.step], row.id, out[row.id]) for row in rows]
+
+    def _expand(self, task: Task, row: Row, failed: dict[str, Any] | Exception | None) -> list[dict[str, Any]]:
+        with self._desk.at(self._numbers[task.step], row.id, row.id):
+            return _expand(task, row, failed)
+
+    def _process(self, task: Task, batch: list[Row]) -> Sequence[dict[str, Any] | Exception]:
+        """`process` of the op; if it raises for a batch, row by row, so that one bad row costs one row."""
+        op = task.op
+        assert isinstance(op, Annotate)
+        try:
+            with self._desk.at(self._numbers[task.step], batch[0].id, batch[-1].id):
+                results = op.process(batch)
+            if len(results) != len(batch):
+                raise ValueError(f"{op.name} returned {len(results)} values for {len(batch)} rows")
+            return results
+        except Exception as error:
+            return [error] if len(batch) == 1 else [self._process(task, [row])[0] for row in batch]
 
 
 RECORD = pa.schema(
@@ -274,6 +301,11 @@ RECORD = pa.schema(
 seconds in which the op waited for its inputs and in which it worked."""
 
 
+def origins(tasks: Sequence[Task]) -> list[tuple[str, str] | None]:
+    """The places that bytes come from in a pass, see `Task.content`; their order is that of `load_code`."""
+    return list(dict.fromkeys(task.content for task in tasks))
+
+
 def take_by_id(source: Source, ids: np.ndarray) -> dict[int, dict[str, Any]]:
     """id -> column values of a step that an op reads."""
     return {row["id"]: row for row in take_ids(source.uri, source.files, ids).to_pylist()}
@@ -288,17 +320,6 @@ def _input_error(task: Task, row: Row, load: RowError | None) -> RowError | None
             why = values["error"]["message"] if values else "no value"
             return RowError({"stage": name, "type": INPUT_FAILED, "message": why, "detail": None, "transient": False})
     return None
-
-
-def _process(op: Annotate, batch: list[Row]) -> Sequence[dict[str, Any] | Exception]:
-    """`op.process`; if it raises for a batch, row by row, so that one bad row costs one row."""
-    try:
-        results = op.process(batch)
-        if len(results) != len(batch):
-            raise ValueError(f"{op.name} returned {len(results)} values for {len(batch)} rows")
-        return results
-    except Exception as error:
-        return [error] if len(batch) == 1 else [_process(op, [row])[0] for row in batch]
 
 
 def _value(task: Task, names: set[str], row_id: int, result: dict[str, Any] | Exception) -> dict[str, Any]:
@@ -368,11 +389,10 @@ def _fit(task: Task, value: dict[str, Any], schema: pa.Schema) -> dict[str, Any]
     return value
 
 
-def dead_rows(task: Task, ids: Sequence[int], message: str) -> pa.Table:
-    """Error rows for rows that killed their worker."""
-    error = {"stage": task.step, "type": "WorkerDied", "message": message, "detail": None, "transient": False}
+def lost_row(task: Task, row_id: int, stage: str, kind: str, message: str, detail: str) -> pa.Table:
+    """The error row of a row that was lost with its worker; of an Expand, its marker."""
+    error = {"stage": stage, "type": kind, "message": message, "detail": detail, "transient": False}
+    row: dict[str, Any] = {"id": row_id, "error": error}
     if isinstance(task.op, Expand):
-        rows = [{"id": child_id(i, MAX_CHILDREN), "parent": i, "ordinal": MAX_CHILDREN, "error": error} for i in ids]
-    else:
-        rows = [{"id": i, "error": error} for i in ids]
-    return pa.Table.from_pylist(rows, schema=task.op.table_schema())
+        row |= {"id": child_id(row_id, MAX_CHILDREN), "parent": row_id, "ordinal": MAX_CHILDREN}
+    return pa.Table.from_pylist([row], schema=task.op.table_schema())

@@ -25,6 +25,10 @@ class ChatExecution(Execution):
 
     workers: int | None = Field(1, gt=0)
     """Worker processes, each with `concurrency` requests in flight; with vLLM, each with `num_gpus` GPUs."""
+    row_seconds: float = Field(7200.0, gt=0)
+    """As in every op, for a batch of rows; a row has its own `max_seconds`, which begins when it has a place."""
+    row_memory: float = Field(16.0, gt=0)
+    """As in every op, for a batch of rows."""
     max_error_rate: float = Field(0.5, ge=0, le=1)
     """As in every op, but half by default: what is paid for should not run on when the endpoint is gone."""
     backend: Literal["endpoint", "vllm"] = "endpoint"

@@ -3,7 +3,7 @@
     caption: {op: caption, model: qwen3-vl-8b, execution: {backend: vllm, model_path: models/qwen3-vl-8b, num_gpus: 1,
               workers: 8, engine: {max_model_len: 8192}}}
 
-A pool of `workers` processes with `num_gpus` GPUs each is what Ray Data gives every op; the engine is made once per
+A pool of `workers` processes with `num_gpus` GPUs each is what every op gets; the engine is made once per
 process in `setup()`, splits the model over its GPUs and batches the requests of a chunk by itself. `ray.data.llm`
 of Ray 2.60 is not used: its stages start their own actors for each run of a dataset, while a step's rows must pass
 through a worker that books them; and its vLLM stage drops the finish reason, without which a cut caption is not

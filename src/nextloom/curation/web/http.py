@@ -37,6 +37,10 @@ class Pace(Execution):
 
     chunk_rows: int = Field(256, gt=0)
     """Rows per written file; a chunk stays in memory, and lasts as long as its slowest row."""
+    row_seconds: float = Field(7200.0, gt=0)
+    """As in every op, for a batch of rows; a row has its own `timeout`, which begins when it has a place."""
+    row_memory: float = Field(16.0, gt=0)
+    """As in every op, for a batch of rows."""
     workers: int = Field(1, gt=0)
     """Worker processes; they share the two bounds below."""
     concurrency: int = Field(64, gt=0)
