@@ -126,11 +126,11 @@ class Files(Source):
         _count_texts(sidecars, {image.rel for image in images}, passed, tally)
         for file in images:
             stem = os.path.splitext(file.rel)[0]
-            beside = [sidecars.get((stem, suffix)) for suffix in SIDECARS]
-            version = "+".join([file.stamp, *(f"{s.rel[-4:]}:{s.stamp}" for s in beside if s)])
+            text, record = (sidecars.get((stem, suffix)) for suffix in SIDECARS)
+            version = "+".join([file.stamp, *(f"{s.rel[-4:]}:{s.stamp}" for s in (text, record) if s)])
             caption = sidecar = None
             if known.get(file.rel) != version:
-                caption, sidecar = self._texts(door, *beside, tally)
+                caption, sidecar = self._texts(door, text, record, tally)
             yield Item(file.rel, file.uri, file.size, version, caption, sidecar)
 
     def _chosen(self, file: _File) -> bool:

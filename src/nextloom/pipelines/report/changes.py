@@ -175,7 +175,7 @@ class _Then(Table):
     """The files of a table as a release lists them."""
 
     def __init__(self, uri: str, files: list[File]) -> None:
-        super().__init__(uri, lambda: None)
+        super().__init__(uri)
         self._listed = files
 
     def files(self) -> list[File]:
