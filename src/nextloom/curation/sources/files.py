@@ -130,7 +130,7 @@ class Files(Source):
             version = "+".join([file.stamp, *(f"{s.rel[-4:]}:{s.stamp}" for s in beside if s)])
             caption = sidecar = None
             if known.get(file.rel) != version:
-                caption, sidecar = self._texts(door, *beside, tally)
+                caption, sidecar = self._texts(door, beside[0], beside[1], tally)
             yield Item(file.rel, file.uri, file.size, version, caption, sidecar)
 
     def _chosen(self, file: _File) -> bool:
