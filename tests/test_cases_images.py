@@ -131,7 +131,7 @@ IMAGES = {
     "c.jpe": SMALL,
     "x.mpo": SMALL,
     "x.apng": (80, 120, 3),
-    "e.jp2": SMALL,
+    "e.jp2": (80, 120, 3),
     "p.ppm": (80, 120, 3),
 }
 """Images under other suffixes, with their shapes (of an animation and an MPO the first frame)."""

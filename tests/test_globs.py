@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nextloom.curation.sources.finding import find_shards
 from nextloom.curation.sources.globs import MAX_PATTERNS, matcher, spelled
-from nextloom.curation.sources.shards import find_shards
 from nextloom.errors import UserError
 
 

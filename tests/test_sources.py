@@ -23,8 +23,10 @@ import pytest
 
 from engine import build, contents, plans, run
 from nextloom.content import Content
+from nextloom.curation.sources.finding import find_shards
+from nextloom.curation.sources.globs import spelled
 from nextloom.curation.sources.img2dataset import Img2Dataset
-from nextloom.curation.sources.shards import ShardSource, find_shards, spelled
+from nextloom.curation.sources.shards import ShardSource
 from nextloom.curation.sources.table import Table
 from nextloom.curation.sources.webdataset import WebDataset
 from nextloom.errors import UserError

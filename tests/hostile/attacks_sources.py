@@ -24,7 +24,19 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 
 from hostile.attack import Attack, Outcome, patched
-from nextloom.curation.sources import budget, columns, delimited, globs, jsontext, readers, records, roles, shards, tar
+from nextloom.curation.sources import (
+    budget,
+    columns,
+    delimited,
+    globs,
+    json_array,
+    jsontext,
+    readers,
+    records,
+    roles,
+    shards,
+    tar,
+)
 from nextloom.curation.sources.budget import Budget, Unpacked
 from nextloom.curation.sources.files import Files
 from nextloom.curation.sources.table import Table
@@ -421,7 +433,7 @@ def _twice_in_a_tar(folder: Path) -> Outcome:
 def _no_once() -> AbstractContextManager:
     stack = contextlib.ExitStack()
     stack.enter_context(patch.object(jsontext, "_once", dict))
-    stack.enter_context(patch.object(records, "DECODER", json.JSONDecoder()))
+    stack.enter_context(patch.object(json_array, "DECODER", json.JSONDecoder()))
     return stack
 
 

@@ -19,10 +19,10 @@ import pyarrow.compute as pc
 
 from nextloom.content import BARRED, BROKEN, TEXT
 from nextloom.curation.sources import jsontext
+from nextloom.curation.sources.finding import Shard
 from nextloom.curation.sources.jsontext import SHORT, is_text
 from nextloom.curation.sources.piece import Piece, Problem
 from nextloom.curation.sources.roles import Roles
-from nextloom.curation.sources.shards import Shard
 from nextloom.encoded import is_encoded
 from nextloom.io import is_uri, join
 from nextloom.op import digest

@@ -20,7 +20,8 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import yaml
 
-from nextloom.curation.sources.shards import Refusal, Shard
+from nextloom.curation.sources.finding import Shard
+from nextloom.curation.sources.shards import Refusal
 from nextloom.curation.sources.suffixes import SUFFIXES
 from nextloom.curation.sources.table import Table
 from nextloom.curation.sources.webdataset import WebDataset

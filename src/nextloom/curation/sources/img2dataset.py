@@ -23,8 +23,9 @@ from pydantic import PrivateAttr
 from nextloom.arrow_files import open_parquet
 from nextloom.content import BROKEN
 from nextloom.curation.sources import jsontext
+from nextloom.curation.sources.finding import MISSING, Shard, find_shards
 from nextloom.curation.sources.roles import expect_once, is_picture
-from nextloom.curation.sources.shards import ASKERS, MISSING, Refusal, Shard, ShardSource, failed_unit, find_shards
+from nextloom.curation.sources.shards import ASKERS, Refusal, ShardSource, failed_unit
 from nextloom.curation.sources.suffixes import SUFFIXES
 from nextloom.curation.sources.tar import Damage, members, open_shard
 from nextloom.io import filesystem, is_uri

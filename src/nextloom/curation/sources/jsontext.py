@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nextloom.curation.sources.shards import utf8
+from nextloom.curation.sources.finding import utf8
 from nextloom.encoded import is_encoded
 
 MAX_DEPTH = 64

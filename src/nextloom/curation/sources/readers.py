@@ -16,12 +16,13 @@ import pyarrow.parquet as pq
 from nextloom.arrow_files import ArrowFile, open_parquet
 from nextloom.curation.sources.budget import Budget, Unpacked, expect_columns
 from nextloom.curation.sources.delimited import read_csv
+from nextloom.curation.sources.finding import Shard
 from nextloom.curation.sources.input import Choose, Dialect, Input
 from nextloom.curation.sources.packing import PACKINGS, packing_of
 from nextloom.curation.sources.piece import Piece, checked, images_of, labels_of, opened, reduced
 from nextloom.curation.sources.records import read_json, read_jsonl
 from nextloom.curation.sources.roles import Roles, is_list
-from nextloom.curation.sources.shards import Refusal, Shard
+from nextloom.curation.sources.shards import Refusal
 from nextloom.io import is_uri
 from nextloom.untrusted import Door
 
@@ -94,7 +95,7 @@ def _parquet(source: Input, choose: Choose) -> Iterator[tuple[Piece, Roles]]:
         coded = [table.schema.column(at).path for at in leaves if _may_unfold(groups, at)]
         large = weight > meta.num_rows << 12
         how: dict[str, Any] = {"pre_buffer": ahead and not large} | ({"buffer_size": 1 << 20} if large else {})
-        table = open_parquet(source.file, read_dictionary=coded, **how)
+        table = open_parquet(source.file, metadata=meta, read_dictionary=coded, **how)
     size = max(1, min(CHUNK, LARGE // max(1, weight // max(1, meta.num_rows))))
     start, held = 0, list[int]()
     for number in range(len(groups)):

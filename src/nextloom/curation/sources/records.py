@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import codecs
 import io
-import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +15,13 @@ from typing import Any
 import pyarrow as pa
 
 from nextloom.curation.sources.budget import Budget
+from nextloom.curation.sources.finding import utf8
 from nextloom.curation.sources.input import Choose, Finder, Input
-from nextloom.curation.sources.jsontext import DECODER, DEEP, NOT_JSON, dumps, expect_shallow, loads
+from nextloom.curation.sources.json_array import JsonArray
+from nextloom.curation.sources.jsontext import NOT_JSON, dumps, loads
 from nextloom.curation.sources.piece import STEP, Piece, Problem, labels_of
 from nextloom.curation.sources.roles import Roles
-from nextloom.curation.sources.shards import Refusal, utf8
+from nextloom.curation.sources.shards import Refusal
 from nextloom.encoded import is_encoded
 
 MAX_RECORD = 64 << 20
@@ -31,7 +31,6 @@ SAMPLE = 256
 CHUNK = 1 << 16
 BLANKS = 1000
 """Lines without anything that are counted together."""
-_BLANK = re.compile(r"[ \t\r\n]*")
 _START = b" \t\r\n\xef\xbb\xbf"
 
 
@@ -148,7 +147,7 @@ def _checked(label: str, value: Any, where: str, weight: int, raw: bytes = b"", 
 
 def _of_array(stream: io.BufferedReader) -> Iterator[_Record]:
     """Records of the one array in a file."""
-    text = _Text(stream)
+    text = JsonArray(stream, MAX_RECORD)
     text.next("[")
     number = 0
     while not text.next("]"):
@@ -169,76 +168,6 @@ def _of_array(stream: io.BufferedReader) -> Iterator[_Record]:
         number += 1
     if not text.over():
         yield _failed(f"{number}-", "text behind the end of the array is not read", f"behind record {number - 1}")
-
-
-class _Text:
-    """A JSON text of any length, of which a part is in memory."""
-
-    def __init__(self, stream: io.BufferedReader) -> None:
-        self._stream = stream
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        self._text, self._at, self._step, self._done = "", 0, 1 << 20, False
-
-    def _more(self) -> bool:
-        if self._done or len(self._text) - self._at > MAX_RECORD:
-            return False
-        raw = self._stream.read(self._step)
-        self._done = not raw
-        try:
-            more = self._decoder.decode(raw, final=self._done)
-        except UnicodeDecodeError:
-            raise Refusal("not UTF-8", "convert it: iconv -f ENCODING -t utf-8") from None
-        self._text, self._at = self._text[self._at :] + more, 0
-        self._step = min(2 * self._step, MAX_RECORD)
-        return not self._done
-
-    def _blank(self) -> None:
-        while True:
-            match = _BLANK.match(self._text, self._at)
-            self._at = match.end() if match else self._at
-            if self._at < len(self._text) or not self._more():
-                return
-
-    def next(self, mark: str) -> bool:
-        """Whether `mark` is next; then it is read."""
-        self._blank()
-        found = self._text[self._at : self._at + 1] == mark
-        self._at += found
-        return found
-
-    def over(self) -> bool:
-        """Whether nothing is left."""
-        self._blank()
-        return self._at >= len(self._text)
-
-    def value(self) -> tuple[Any, int]:
-        """The next value and its length.
-
-        Raises:
-            ValueError: `NOT_JSON` in front where there is none; else it is one that is refused.
-        """
-        self._blank()
-        while True:
-            try:
-                value, end = DECODER.raw_decode(self._text, self._at)
-            except json.JSONDecodeError as error:
-                if not self._more():
-                    raise ValueError(f"{NOT_JSON}: {error.msg}") from None
-                continue
-            except RecursionError:
-                raise ValueError(DEEP) from None
-            piece = self._text[self._at : end]
-            expect_shallow(value, piece)
-            self._at, self._step = end, 1 << 20
-            return value, len(piece)
-
-    def skip_value(self) -> bool:
-        """Go behind a value that is JSON, and yet refused."""
-        try:
-            _, self._at = json.JSONDecoder().raw_decode(self._text, self._at)
-        except (ValueError, RecursionError):
-            return False
-        return True
 
 
 def _schema(values: list[dict[str, Any]]) -> pa.Schema:

@@ -25,10 +25,11 @@ from pydantic import Field, PrivateAttr, field_validator
 from nextloom.config import RootPath
 from nextloom.curation.sources import columns
 from nextloom.curation.sources.captions import NOT_READ
+from nextloom.curation.sources.finding import Shard, find_shards
 from nextloom.curation.sources.input import Dialect
 from nextloom.curation.sources.readers import SECOND, SUFFIXES, pieces
 from nextloom.curation.sources.roles import Roles, Wanted, roles
-from nextloom.curation.sources.shards import Shard, ShardSource, find_shards
+from nextloom.curation.sources.shards import ShardSource
 from nextloom.store.dataset import ITEM
 from nextloom.store.notices import Tally, with_notices
 

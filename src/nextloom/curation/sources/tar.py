@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from nextloom.curation.sources.finding import utf8
 from nextloom.curation.sources.packing import packing_of
-from nextloom.curation.sources.shards import Refusal, utf8
+from nextloom.curation.sources.shards import Refusal
 from nextloom.io import is_uri
 from nextloom.untrusted import Door
 

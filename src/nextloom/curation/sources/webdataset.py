@@ -25,7 +25,8 @@ import pyarrow as pa
 
 from nextloom.content import BROKEN
 from nextloom.curation.sources import captions
-from nextloom.curation.sources.shards import Shard, ShardSource
+from nextloom.curation.sources.finding import Shard
+from nextloom.curation.sources.shards import ShardSource
 from nextloom.curation.sources.source import Item, item_table
 from nextloom.curation.sources.suffixes import SUFFIXES
 from nextloom.curation.sources.tar import Damage, Member, members, open_shard
