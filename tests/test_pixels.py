@@ -347,9 +347,7 @@ def test_tiffs_of_another_writer_are_right_or_named(dtype, order):
                 if kind.kind != "u" or kind.itemsize > 2:
                     assert said in str(error)
                 else:
-                    assert re.search(
-                        "16-bit unsigned integers is damaged, or of a variety|16-bit .* planes", str(error)
-                    )
+                    assert re.search("16-bit unsigned integers is damaged, or|16-bit .* planes", str(error))
                 continue
             assert kind.kind == "u" and np.abs(rgb - wanted).max() <= 1, (options, packed)
             read += 1

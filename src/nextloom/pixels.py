@@ -137,9 +137,7 @@ def _check_tiff(fields: tiff.Directory) -> None:
     if fields.bits not in (1, 2, 4, 8, 12, 16):
         raise PictureError(f"its samples are {fields.spoken()}, which are not read; convert it to 8 or 16 bits")
     if fields.planar and fields.bits > 8 and fields.samples > 1 and not fields.compressed:
-        raise PictureError(
-            "its 16-bit colours lie in planes, uncompressed, which is not read; store them pixel by pixel"
-        )
+        raise PictureError("its 16-bit colours lie in planes, uncompressed: not read; store them pixel by pixel")
     if fields.pieces > MAX_PIECES:
         raise PictureTooLarge(f"it has more than {MAX_PIECES:,} strips or tiles", f"{fields.pieces}")
 
