@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import struct
 import threading
 import zlib
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageCms
 
 import icc
@@ -57,12 +59,23 @@ def test_red_is_left_and_blue_is_right(tmp_path, make, tolerance):
     assert np.abs(rgb.astype(int) - HALVES).max() <= tolerance
 
 
+STORED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+"""EXIF orientation -> how an upright image is stored (all but 6 and 8 undo themselves)."""
+
+
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_orientation_comes_out_upright(orientation, kind):
     upright = Image.fromarray(np.random.default_rng(1).integers(0, 256, (5, 7, 3), np.uint8))
-    back = {6: 8, 8: 6}.get(orientation, orientation)  # all others undo themselves
-    stored = upright.transpose(pixels._UPRIGHT[back]) if orientation > 1 else upright
+    stored = upright.transpose(STORED[orientation]) if orientation > 1 else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert (pixels.decode(zoo.encoded(stored, kind, exif=exif)) == np.asarray(upright)).all()
@@ -288,10 +301,57 @@ def test_samples_without_a_known_range_are_named_never_guessed(values, bits, kin
         pixels.decode(tiff(values, bits, kind))
 
 
-def test_varieties_of_tiff_that_pillow_does_not_read_are_refused():
-    for raw in (tiff(RAMP, 64, 3), tiff((RAMP * 4095).astype(np.uint16), 12, 1, 0)):
-        with pytest.raises(pixels.BrokenPicture, match="header of this TIFF is damaged, or of a variety"):
-            pixels.decode(raw)
+def test_varieties_of_tiff_that_pillow_does_not_read_are_named():
+    with pytest.raises(pixels.PictureError, match="its samples are 64-bit floats, whose range"):
+        pixels.decode(tiff(RAMP, 64, 3))
+    with pytest.raises(
+        pixels.BrokenPicture, match="TIFF of 12-bit unsigned integers is damaged, or of a variety"
+    ) as error:
+        pixels.decode(tiff((RAMP * 4095).astype(np.uint16), 12, 1, 0))
+    assert error.value.detail == "1 samples a pixel, photometric 0"
+
+
+@pytest.mark.parametrize("bits", [3, 5, 6, 7, 9, 10, 14, 15])
+def test_odd_depths_are_named(bits):
+    with pytest.raises(pixels.PictureError, match=f"its samples are {bits}-bit unsigned integers, which are not read"):
+        pixels.decode(tiff(RAMP.astype(np.uint16), bits))
+
+
+KINDS = {"u": "unsigned integers", "i": "signed integers", "f": "floats", "c": "complex floats"}
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8", "c8"])
+def test_tiffs_of_another_writer_are_right_or_named(dtype, order):
+    """Every kind of number, grey, white-is-zero and colour, pixel by pixel and in planes, packed and not."""
+    kind = np.dtype(dtype)
+    top = np.iinfo(kind).max if kind.kind in "ui" else 1
+    colour = np.stack([RAMP, RAMP[:, ::-1], np.full_like(RAMP, 0.5)], -1)
+    said = f"its samples are {8 * kind.itemsize}-bit {KINDS[kind.kind]}, whose range is unknown"
+    read = 0
+    for values, options in (
+        (RAMP, {"photometric": "minisblack"}),
+        (1 - RAMP, {"photometric": "miniswhite"}),
+        (colour, {"photometric": "rgb", "planarconfig": "contig"}),
+        (colour.transpose(2, 0, 1), {"photometric": "rgb", "planarconfig": "separate"}),
+    ):
+        wanted = np.round(255 * (colour if options["photometric"] == "rgb" else RAMP[..., None]))
+        for packed in (None, "zlib"):
+            sink = io.BytesIO()
+            with np.errstate(invalid="ignore"):
+                stored = np.ascontiguousarray((values * top).astype(kind))
+            tifffile.imwrite(sink, stored, byteorder=order, compression=packed, **options)
+            try:
+                rgb = pixels.decode(sink.getvalue())
+            except pixels.PictureError as error:
+                if kind.kind != "u" or kind.itemsize > 2:
+                    assert said in str(error)
+                else:
+                    assert re.search("16-bit unsigned integers is damaged, or|16-bit .* planes", str(error))
+                continue
+            assert kind.kind == "u" and np.abs(rgb - wanted).max() <= 1, (options, packed)
+            read += 1
+    assert read >= {"u1": 8, "u2": 5}.get(dtype, 0)
 
 
 @pytest.mark.parametrize(
@@ -327,6 +387,7 @@ def png(depth: int, colour: int, row: bytes, width: int, key: bytes) -> bytes:
         (16, 0, b"\x55\x01\x55\x02", b"\x55\x01", [255, 85]),
         (8, 2, b"\x55" * 3 + b"\xaa" * 3, b"\0\x55" * 3, [255, 170]),
         (16, 2, b"\x55\x01" * 3 + b"\xaa\x02" * 3, b"\x55\x01" * 3, [255, 170]),
+        (16, 2, b"\x55\x01" * 3 + b"\x55\x02" * 3, b"\x55\x01" * 3, [255, 85]),  # a neighbour in the low byte
     ],
 )
 def test_a_transparent_value_is_white_at_every_depth(depth, colour, row, key, expected):

@@ -1,76 +1,72 @@
-"""From the samples that a file stores to 8 bits, with what is transparent: odd depths, signs and formats of numbers.
+"""From the samples that a file stores to 8 bits, with what is transparent: odd depths and white that is zero.
 
 What has a known range is scaled; what has none (floats, 32-bit and signed integers) is refused with its name, since a
-guess would come out black or wrapped. Sources: TIFF 6.0 (BitsPerSample, SampleFormat, PhotometricInterpretation),
-PNG 1.2 (tRNS holds a value of the file's own depth).
+guess would come out black or wrapped. Sources: TIFF 6.0 (BitsPerSample, PhotometricInterpretation), PNG 1.2 (tRNS
+holds a value of the file's own depth).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-_SAMPLE_FORMATS = {
-    1: "unsigned integers",
-    2: "signed integers",
-    3: "floats",
-    5: "complex integers",
-    6: "complex floats",
-}
-_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+from nextloom.tiff import Directory
 
 
-def unknown_range(image: Image.Image) -> str | None:
-    """Why the samples have no range that is known, such as "32-bit signed integers"; None where they have one."""
-    bits, _, kind = _tiff(image)
-    if kind not in (1, 4) or (image.format == "TIFF" and image.mode in ("I", "F")) or bits > 16:
-        return f"{bits}-bit {_SAMPLE_FORMATS.get(kind, 'samples of another format')}"
-    if image.mode == "F":
-        return "floats"
-    return None
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """How the samples of an image become 8 bits."""
+
+    top: int
+    """The sample that is white, of grey with more than 8 bits."""
+    inverted: bool
+    """0 is white instead."""
+    key: Any
+    """The transparent value of grey with more than 8 bits, or None."""
+
+    @classmethod
+    def of(cls, image: Image.Image, raw: bytes, tiff: Directory | None) -> Depth:
+        """For a loaded image; a transparent value of less or more than 8 bits is brought to the depth of its pixels."""
+        key = image.info.get("transparency")
+        if image.format == "PNG" and key is not None:
+            key = _of_png(image, key, raw)
+        if tiff is None:
+            return cls(65535, False, key if isinstance(key, int) else None)
+        return cls(2**tiff.bits - 1, tiff.photometric == 0, None)
+
+    def eight_bit(self, band: Image.Image) -> Image.Image:
+        """`band` of the image, with its grey of more than 8 bits scaled and rounded; others as they are."""
+        if not band.mode.startswith("I"):
+            return band
+        wide = np.asarray(band).astype(np.int64)
+        if self.inverted:
+            wide = self.top - wide
+        grey = Image.fromarray(((np.clip(wide, 0, self.top) * 510 + self.top) // (2 * self.top)).astype(np.uint8))
+        if self.key is not None:
+            grey.putalpha(Image.fromarray(np.where(wide == self.key, 0, 255).astype(np.uint8)))
+        return grey
 
 
-def eight_bit(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits scaled to 8, rounded, with a transparent value as alpha; other images as they are.
+def _of_png(image: Image.Image, key: Any, raw: bytes) -> Any:
+    """The transparent value at the depth of the loaded pixels; it is of the file's: 1, 2 or 4 bits of grey, or 16.
 
-    Of colour and of grey up to 8 bits, a transparent value is brought to the depth of the pixels.
+    Pillow drops the low byte of 16-bit colours, and 256 neighbours of the value with it. OpenCV tells which is which.
     """
-    if not image.mode.startswith("I"):
-        return _keyed(image)
-    wide = np.asarray(image).astype(np.int64)
-    bits, photometric, _ = _tiff(image)
-    top = 2**bits - 1 if image.format == "TIFF" else 65535
-    if photometric == 0:
-        wide = top - wide
-    grey = Image.fromarray(((np.clip(wide, 0, top) * 510 + top) // (2 * top)).astype(np.uint8))
-    key = image.info.get("transparency")
-    if isinstance(key, int):
-        grey.putalpha(Image.fromarray(np.where(wide == key, 0, 255).astype(np.uint8)))
-    return grey
+    depth = raw[24]
+    if isinstance(key, int) and depth < 8 and image.mode in ("1", "L"):
+        key = key * 255 // (2**depth - 1)
+    elif isinstance(key, tuple) and depth == 16:
+        import cv2
 
-
-def _keyed(image: Image.Image) -> Image.Image:
-    """A PNG's transparent value is of the file's depth: 1, 2 or 4 bits of grey, or 16 bits a colour."""
-    key: Any = image.info.get("transparency")
-    if image.format != "PNG" or key is None or image.mode not in ("1", "L", "RGB"):
-        return image
-    depth = image.info.get("depth", 8)
-    if isinstance(key, int) and depth < 8:
-        image.info["transparency"] = key * 255 // (2**depth - 1)
-        return image.convert("L") if image.mode == "1" else image
-    if isinstance(key, tuple) and depth == 16:
-        image.info["transparency"] = tuple(value >> 8 for value in key)
-    return image
-
-
-def _tiff(image: Image.Image) -> tuple[int, int, int]:
-    """(bits, photometric, sample format) of a TIFF's samples; the most plain ones for other files."""
-    tags: Any = getattr(image, "tag_v2", None)
-    if image.format != "TIFF" or tags is None:
-        return 16 if image.mode.startswith("I;16") else 8, 1, 1
-    bits, kind = tags.get(_BITS, (1,)), tags.get(_SAMPLE_FORMAT, (1,))
-    bits, kind = (value if isinstance(value, tuple) else (value,) for value in (bits, kind))
-    odd = [k for k in kind if k not in (1, 4)]
-    return max(bits), tags.get(_PHOTOMETRIC, 1), odd[0] if odd else 1
+        key = tuple(value >> 8 for value in key)
+        wide = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED)
+        if wide is not None and wide.ndim == 3 and wide.shape == (image.height, image.width, 4):
+            seen = np.where(wide[..., 3] == 0, 0, 255).astype(np.uint8)
+            image.putalpha(Image.fromarray(seen))
+            image.info.pop("transparency")
+            return None
+    image.info["transparency"] = key
+    return key

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import time
 import tracemalloc
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +177,12 @@ def _guessed(make: Callable[[], bytes]) -> Callable[[Path], Outcome]:
     return lambda _: _decoded(make(), lambda rgb: rgb is not None)
 
 
+@contextlib.contextmanager
+def _any_samples() -> Iterator[None]:
+    with patched(pixels, "_check_tiff", lambda fields: None), patched(pixels, "_check_range", lambda image: None):
+        yield
+
+
 def _tiff(values: np.ndarray) -> Callable[[], bytes]:
     return lambda: _encoded(Image.fromarray(values), "TIFF")
 
@@ -263,7 +270,7 @@ ATTACKS = [
             f"a TIFF of {name} that would come out black or wrapped",
             "PictureError: its samples are",
             _guessed(_tiff(values)),
-            lambda: patched(pixels, "unknown_range", lambda image: None),
+            _any_samples,
         )
         for name, values in (
             ("32-bit integers", (RAMP * 200).astype(np.int32)),
