@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sys
+import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -167,6 +168,22 @@ def test_run_warns_where_there_is_no_row(tmp_path, capsys, caplog, monkeypatch):
     assert "there are no rows: 1 files are no rows" in caplog.text
     out = capsys.readouterr().out
     assert "NO ROWS: 1 files are no rows" in out and "note         source: 1 files are no rows" in out
+
+
+def test_units_far_away_are_looked_into_at_once(tmp_path):
+    class Far(WebDataset):
+        name = "webdataset"
+
+        def look(self, shard):
+            time.sleep(0.05)
+            return super().look(shard)
+
+    for number in range(60):
+        write_tar(tmp_path / "in" / f"{number}.tar", [(f"{number}.jpg", b"x")])
+    start = time.perf_counter()
+    changes = Changes(Dataset(str(tmp_path / "d")), Far(path=str(tmp_path / "in")))
+    assert time.perf_counter() - start < 60 * 0.05 * 0.6
+    assert changes.new["key"].to_pylist() == sorted((str(n) for n in range(60)), key=lambda n: f"{n}.tar")
 
 
 def test_names_of_strangers_stay_short_and_few(tmp_path):

@@ -70,8 +70,8 @@ class Planner:
         self.recipe, self.dataset, self.graph = recipe, dataset, Graph(recipe)
         self.retry_errors = retry_errors
         self.changes: Changes | None = Changes(dataset, recipe.source) if listing else None
-        self.notices = self.changes.notices if self.changes else ()
-        self.nothing = self.changes.nothing if self.changes else ""
+        self.notices = self.changes.notices if self.changes is not None else []
+        self.nothing = self.changes.nothing if self.changes is not None else ""
         self.fingerprints: dict[str, str] = {}
         self.identities: dict[str, dict[str, Any]] = {}
         self.results: dict[str, str | None] = {}

@@ -8,6 +8,7 @@ unmounted for an hour keeps its ids. A new version under a known key is a new ro
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -27,7 +28,9 @@ SOURCE = "source"
 PLACE = ("unit", "uri", "offset", "member")
 """Where the bytes of an object lie; not its identity."""
 LISTERS = 16
-"""Units looked into at once."""
+"""Units looked into at once, where they are large or far away."""
+PATIENCE, QUICK = 0.25, 0.01
+"""Seconds at first, and for each unit, within which units are looked into one after another."""
 
 
 class Lists(Protocol):
@@ -161,13 +164,17 @@ def _list(source: Lists, names: list[str], known: Mapping[str, str], told: dict[
         units = units.replace_schema_metadata(None)
         return units if units.schema.equals(ITEM) else units.cast(ITEM), notices_of(items)
 
-    tables = [ITEM.empty_table()]
-    with ThreadPoolExecutor(min(LISTERS, max(1, len(names)))) as pool:
-        for name, (items, notices) in zip(names, pool.map(look, names), strict=True):
-            tables.append(items)
-            if notices:
-                told[name] = notices
-    return pa.concat_tables(tables)
+    found = list[tuple[pa.Table, Notices]]()
+    start = time.perf_counter()
+    for name in names:  # one after another as long as none is waited for: threads would only fight for Python's lock
+        found.append(look(name))
+        if time.perf_counter() - start > PATIENCE + QUICK * len(found):
+            break
+    if rest := names[len(found) :]:
+        with ThreadPoolExecutor(min(LISTERS, len(rest))) as pool:
+            found += pool.map(look, rest)
+    told |= {name: notices for name, (_, notices) in zip(names, found, strict=True) if notices}
+    return pa.concat_tables([ITEM.empty_table(), *(items for items, _ in found)])
 
 
 def _assert_unique(listed: pa.Table, source: Lists) -> None:
