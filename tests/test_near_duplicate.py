@@ -1,6 +1,7 @@
 """Near duplicates: the banded index finds exactly the pairs, and the groups, that comparing every pair finds."""
 
 import io
+import time
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,10 @@ def test_groups_equal_those_of_every_pair(max_distance):
 
 
 def near_rows(hashes: np.ndarray, signatures: np.ndarray, distance: int, tolerance: np.ndarray) -> list[int]:
-    """First member of each row's group by walking over every pair, signatures compared too."""
+    """First member of each row's group by walking over every pair, signatures compared too.
+
+    Of four bytes the last is the contrast: as it falls from 16 to 4, so do the tolerances, to a quarter.
+    """
     leader = [-1] * len(hashes)
     for start in range(len(hashes)):
         pending = [start] if leader[start] < 0 else []
@@ -63,23 +67,49 @@ def near_rows(hashes: np.ndarray, signatures: np.ndarray, distance: int, toleran
             here = pending.pop()
             leader[here] = start
             close = np.bitwise_count(hashes ^ hashes[here]) <= distance
-            close &= (np.abs(signatures.astype(int) - signatures[here]) <= tolerance).all(axis=1)
+            limit = tolerance * np.ones((len(hashes), 1))
+            if signatures.shape[1] > len(tolerance):
+                contrast = np.maximum(signatures[:, -1:], signatures[here, -1]).astype(float)
+                limit *= np.minimum(1, np.maximum(contrast, 4) / 16)
+            apart = np.abs(signatures.astype(int) - signatures[here])[:, : len(tolerance)]
+            close &= (apart <= limit).all(axis=1)
             pending.extend(i for i in np.flatnonzero(close).tolist() if leader[i] < 0)
     return leader
 
 
 @pytest.mark.parametrize("distance", [0, 2, 6])
-@pytest.mark.parametrize("lot", [1, 7, 1 << 21])
-def test_rows_are_linked_where_hash_and_signature_agree(monkeypatch, distance, lot):
+@pytest.mark.parametrize("lot", [7, 1 << 18])
+@pytest.mark.parametrize("many", [0, 3, 32])
+@pytest.mark.parametrize("contrast", [False, True])
+def test_rows_are_linked_where_hash_and_signature_agree(monkeypatch, distance, lot, many, contrast):
     """Few different hashes and signatures: many rows share either, and many pairs are close in one alone."""
     monkeypatch.setattr(items, "LOT", lot)
+    monkeypatch.setattr(items, "MANY", many)
     rng = np.random.default_rng(distance)
     hashes = rng.choice(clustered(rng, 40, distance + 2), 250)
-    signatures = rng.integers(0, 40, (250, 3)).astype(np.uint8) * 6
+    signatures = rng.integers(0, 40, (250, 3 + contrast)).astype(np.uint8) * 6
+    if contrast:
+        signatures[:, 3] //= 8
     tolerance = np.array([24, 60, 60])
     expected = near_rows(hashes, signatures, distance, tolerance)
     assert 20 < len(set(expected)) < 240, "the test data hold groups and rows of their own"
     assert groups(hashes, distance, None, signatures, tolerance).tolist() == expected
+
+
+def test_many_flat_images_of_one_hash_are_not_compared_each_with_each():
+    """Before: 60,000 took 18 CPU-seconds, and four times as long for twice as many."""
+    rng = np.random.default_rng(3)
+    colours = rng.integers(0, 256, (60_000, 3), dtype=np.uint8)
+    signatures = np.append(np.tile(colours, 9), np.zeros((60_000, 1), np.uint8), axis=1)
+    signatures[-1] = signatures[0]
+    began = time.process_time()
+    leader = groups(np.zeros(60_000, np.uint64), 6, None, signatures, np.tile([24, 8, 8], 9))
+    assert time.process_time() - began < 5
+    assert leader[-1] == leader[0]
+    some = rng.choice(60_000, 300, replace=False)
+    for row in some:
+        close = (np.abs(colours.astype(int) - colours[row]) <= [6, 2, 2]).all(axis=1)
+        assert len(set(leader[close].tolist())) == 1, "neighbours in colour share a group"
 
 
 def test_rows_with_signatures_are_linked_by_ray_tasks_too(ray_local):
@@ -421,6 +451,7 @@ CHANGES = {
     "JPEG 40": recompressed,
     "WebP 40": webp,
     "cropped by 2 %": cropped,
+    "2 % off one side": lambda image: image.crop((round(image.width * 0.02), 0, *image.size)),
 }
 
 
@@ -435,7 +466,7 @@ def drawings(tmp_path_factory) -> dict[str, Image.Image]:
 
 
 def test_copies_of_drawings_are_found(drawings):
-    """Every 16th drawing and six changed copies of it; the table goes to stdout (pytest -s)."""
+    """Every 16th drawing and seven changed copies of it; the table goes to stdout (pytest -s)."""
     some = dict(list(drawings.items())[::16])
     values = [seen(change(image)) for image in some.values() for change in (lambda same: same, *CHANGES.values())]
     found = {}
@@ -443,7 +474,8 @@ def test_copies_of_drawings_are_found(drawings):
         group = np.array(grouped(values, max_distance=distance)).reshape(len(some), -1)
         found[distance] = dict(zip(CHANGES, (group[:, 1:] == group[:, :1]).mean(axis=0).round(3).tolist(), strict=True))
         print(f"\n{len(some)} drawings, {distance} bits: found {found[distance]}")
-    assert min(found[6].values()) >= 0.98
+    one_side = found[6].pop("2 % off one side"), found[2].pop("2 % off one side")
+    assert min(found[6].values()) >= 0.99 and one_side[0] >= 0.95, "before: 0.57 of those cut at one side"
     assert np.mean(list(found[2].values())) >= 0.9
 
 
@@ -493,9 +525,27 @@ def test_what_differs_in_colour_alone_is_no_copy(drawings):
     assert len(set(grouped([seen(heart) for heart in hearts]))) == len(hearts)
 
 
-def test_shades_within_the_tolerance_are_copies():
-    near = [seen(Image.new("RGB", (64, 64), (120, 130, 140 + step))) for step in (0, 4, 60)]
-    assert grouped(near) == [0, 0, 2]
+def test_flat_images_of_near_shades_are_told_apart_and_their_copies_found():
+    """Nothing moves the mean of a flat image but rounding, so 2 levels of colour and 6 of light are its tolerance."""
+    near = [seen(Image.new("RGB", (64, 64), (120, 130, 140 + step))) for step in (0, 2, 12, 60)]
+    assert grouped(near) == [0, 0, 2, 3]
+    grey = [seen(Image.new("RGB", (64, 64), (level,) * 3)) for level in range(10, 255, 8)]
+    assert len(set(grouped(grey))) == len(grey)
+    colours = np.random.default_rng(4).integers(0, 256, (40, 3)).tolist()
+    flat = [Image.new("RGB", (80, 60), tuple(colour)) for colour in colours]
+    copies = [seen(change(image)) for image in flat for change in (lambda same: same, *CHANGES.values())]
+    group = np.array(grouped(copies)).reshape(len(flat), -1)
+    assert (group == group[:, :1]).all() and len(set(group[:, 0].tolist())) == len(flat)
+
+
+def test_a_group_does_not_depend_on_which_of_two_comes_first(drawings):
+    """The relation is symmetric, also where the two have different contrast."""
+    some = [seen(image) for image in list(drawings.values())[::40]]
+    copies = [seen(resized(image, 0.25)) for image in list(drawings.values())[::40]]
+    forth, back = grouped(some + copies), grouped([*reversed(some + copies)])
+    count = len(forth)
+    pairs_of = [{(i, j) for i in range(count) for j in range(i) if g[i] == g[j]} for g in (forth, back)]
+    assert pairs_of[0] == {(count - 1 - j, count - 1 - i) for i, j in pairs_of[1]} and len(pairs_of[0]) >= count // 2
 
 
 def pixels_of(picture: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ from math import comb
 import numpy as np
 
 from nextloom.curation.duplicates.groups import Components
-from nextloom.curation.duplicates.items import Items, group_items
+from nextloom.curation.duplicates.items import Items
 
 BITS = 64
 LOT = 1 << 15
@@ -69,12 +69,14 @@ def groups(
         workers: Ray tasks to spread the keys over. Default: as many as CPUs when Ray is up and there is enough to
             do, else this process. The groups are the same.
         signatures_NS: uint8; rows are linked only where these agree too, equal hashes included.
-        tolerance_S: how far two agreeing signatures may differ in each byte.
+        tolerance_S: how far two agreeing signatures may differ in each byte, see `items.py`.
     """
     if signatures_NS is None:
         signatures_NS, tolerance_S = np.zeros((len(hashes_N), 1), np.uint8), np.zeros(1)
     assert tolerance_S is not None
-    unique_U, items, item_N, first = group_items(hashes_N, signatures_NS, tolerance_S)
+    unique_U, rank_N = np.unique(hashes_N, return_inverse=True)
+    items = Items(rank_N, signatures_NS, tolerance_S)
+    first = items.first_I
     rank = np.empty_like(first)
     by_first = np.argsort(first)
     rank[by_first] = np.arange(len(first))  # positions by first appearance: the smallest of a group is its first
@@ -85,7 +87,7 @@ def groups(
         chosen, seconds = plan(unique_U, max_distance)
         for left, right in _spread(unique_U, items, max_distance, chosen, _parts(workers, seconds, len(chosen))):
             links.link(rank[left], rank[right])
-    return first[by_first[links.roots()[rank[item_N]]]]
+    return first[by_first[links.roots()[rank[items.item_N]]]]
 
 
 def pairs(sorted_U: np.ndarray, max_distance: int, chosen: list[Key]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -254,7 +256,7 @@ def _spread(
 def _forest(shared: tuple[np.ndarray, Items], max_distance: int, chosen: list[Key]) -> tuple[np.ndarray, np.ndarray]:
     """One link per item that is not the first of its group: fewer links than items, however many pairs there are."""
     sorted_U, items = shared
-    links = Components(len(items.signature_IS))
+    links = Components(len(items))
     for near in pairs(sorted_U, max_distance, chosen):
         for left, right in items.links(*near):
             links.link(left, right)

@@ -4,13 +4,13 @@
     duplicate: {op: near_duplicate, reads: [phash], max_distance: 6}
 
 Two rows are linked when their hashes differ in at most `max_distance` bits and their colours nowhere by more than
-`max_colour`; a group is what links connect. All links are found, by the banded index of `hamming.py`, which runs on Ray
-when Ray is up and the work is worth it.
+`max_colour` (a quarter of it where both images are flat); a group is what links connect. All links are found, by the
+banded index of `hamming.py`, which runs on Ray when Ray is up and the work is worth it.
 
 Trade-off: links chain, so members of a group may be further apart than `max_distance`. `distance` says how far from
 the representative, so `not duplicate.hit or duplicate.distance > 6` keeps those that only a chain brought in. Images
 that differ in small strokes alone (drawn faces) are copies to it at 6 bits; 2 bits tell most of them apart and still
-find 97 % of resized and re-encoded copies. Time for 10 million random hashes on one core: half a minute at 4 bits,
+find 95 % of resized and re-encoded copies. Time for 10 million random hashes on one core: half a minute at 4 bits,
 some minutes at 8.
 """
 
@@ -31,21 +31,24 @@ from nextloom.errors import UserError
 from nextloom.op import Scale
 
 COLOUR = "colour"
+LUMA = 3
+"""How many times as far as colour brightness may differ: a cut moves edges, which are of light more than of colour."""
 
 
 class NearDuplicate(Duplicates):
     """Groups of rows whose hashes differ in at most `max_distance` bits."""
 
     name: ClassVar[str] = "near_duplicate"
-    code_version: ClassVar[int] = 3
+    code_version: ClassVar[int] = 4
 
     max_distance: int = Field(default=6, ge=0, le=8)
     """Bits in which linked hashes may differ. On 64-bit perceptual hashes 6 links re-encoded and resized copies."""
     column: str = "hash"
     """Column of the first step in `reads` that holds the hash, an int64 bit pattern."""
     max_colour: int | None = Field(default=8, ge=0, le=255)
-    """Largest difference of colour (Cr, Cb; brightness: twice as much), of 255, in any of the nine cells of `colour`.
-    Null: colours are not compared, as for hashes that a source brought."""
+    """Largest difference of colour (Cr, Cb; brightness: three times as much), of 255, in any of the nine cells of
+    `colour`; down to a quarter of it as contrast falls (`items.py`). Null: colours are not compared, as for hashes that
+    a source brought."""
 
     def columns(self) -> pa.Schema:
         return super().columns().append(pa.field("distance", pa.int32()))
@@ -88,11 +91,11 @@ class NearDuplicate(Duplicates):
         return self.table(data, hashed, stays, distance=pa.array(distance, pa.int32()))
 
     def _colours(self, table: pa.Table, ids: pa.ChunkedArray) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """(rows, 27) uint8 signatures of the rows `ids`, and the tolerance of each byte."""
+        """(rows, 28) uint8 signatures of the rows `ids`, and the tolerance of each byte but the last, the contrast."""
         if self.max_colour is None:
             return None, None
         values = table[COLOUR].take(pc.index_in(ids, table["id"])).combine_chunks()
         if pc.any(pc.not_equal(pc.fill_null(pc.binary_length(values), 0), SIGNATURE)).as_py():
             raise UserError(f"{self.reads[0]}.{COLOUR} holds no colours of {SIGNATURE} bytes", where="reads")
         rows = np.frombuffer(b"".join(values.to_pylist()), np.uint8).reshape(-1, SIGNATURE)
-        return rows, np.tile([2 * self.max_colour, self.max_colour, self.max_colour], SIGNATURE // 3)
+        return rows, np.tile([LUMA * self.max_colour, self.max_colour, self.max_colour], SIGNATURE // 3)
