@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from PIL import Image
 
@@ -14,7 +16,8 @@ def scaled(image: Image.Image, raw: bytes) -> np.ndarray | None:
     Raises:
         EOFError: samples are missing.
     """
-    tile = image.tile[0] if image.format == "PPM" and image.tile else None
+    tiles: Any = getattr(image, "tile", None)
+    tile = tiles[0] if image.format == "PPM" and tiles else None
     if tile is None or tile.codec_name != "ppm" or len(image.getbands()) not in (1, 3):
         return None
     white = int(tile.args[-1])

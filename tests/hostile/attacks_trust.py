@@ -276,7 +276,7 @@ PAYLOADS = {
 
 
 def _bad(text: str) -> bool:
-    return any(ord(c) < 32 and c not in "\n\t" or 0x7F <= ord(c) <= 0x9F or ord(c) in HIDDEN for c in text)
+    return any((ord(c) < 32 and c not in "\n\t") or 0x7F <= ord(c) <= 0x9F or ord(c) in HIDDEN for c in text)
 
 
 HIDDEN = {0x202E, 0x2067, 0x2069, 0xE0041, 0xE0042, 0x200B}

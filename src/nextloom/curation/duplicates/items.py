@@ -125,9 +125,9 @@ def agree(left_NS: np.ndarray, right_NS: np.ndarray, tolerance_T: np.ndarray) ->
     width = len(tolerance_T)
     apart = np.abs(left_NS[:, :width].astype(np.int16) - right_NS[:, :width])
     if left_NS.shape[1] == width:
-        return (apart <= tolerance_T).all(axis=1)
+        return np.asarray((apart <= tolerance_T).all(axis=1))
     contrast = np.maximum(left_NS[:, width], right_NS[:, width])
-    return (apart <= tolerance_T * np.clip(contrast / FULL, LEAST, 1)[:, None]).all(axis=1)
+    return np.asarray((apart <= tolerance_T * np.clip(contrast / FULL, LEAST, 1)[:, None]).all(axis=1))
 
 
 def _ranges(starts: np.ndarray, stops: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -182,7 +182,7 @@ def _judge(task: Task, model: nn.Module, average: Average | None, tracker: Track
 
 def _clip(model: nn.Module, parameters: list[nn.Parameter], limit: float) -> dict[str, float]:
     """Clip gradients to the norm `limit`; parts that train against each other (`model.rivals`) each on their own."""
-    rivals: list[nn.Module] | None = getattr(model, "rivals", None)
+    rivals: Any = getattr(model, "rivals", None)
     if rivals is None:
         return {"norm": float(nn.utils.clip_grad_norm_(parameters, limit))}
     parts = [[p for p in rival.parameters() if p.requires_grad] for rival in rivals]
