@@ -29,6 +29,19 @@ class UserError(Exception):
         return _rebuild, (type(self), self.what, self.where, self.next)
 
 
+class Stopped(Exception):
+    """A signal ended the work in an orderly way; the message is one line that says how to go on.
+
+    Args:
+        message: the line.
+        signal: number of the signal; the exit code is 128 more.
+    """
+
+    def __init__(self, message: str, *, signal: int) -> None:
+        super().__init__(message)
+        self.code = 128 + signal
+
+
 def _rebuild(kind: type[UserError], what: str, where: str | None, next: str | None) -> UserError:
     return kind(what, where=where, next=next)
 

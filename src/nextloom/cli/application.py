@@ -11,7 +11,7 @@ from urllib.request import url2pathname
 import typer
 
 from nextloom.config import resolve
-from nextloom.errors import UserError
+from nextloom.errors import Stopped, UserError
 from nextloom.printable import PrintableFormatter, printable, redacted
 
 app = typer.Typer(
@@ -66,7 +66,7 @@ def call(command: typer.Typer) -> None:
     """Run `command` on the arguments of this process, and end the process.
 
     Exit codes: 0; 1 and a message with the next step for errors the user can mend; 2 for a wrong command line;
-    130 after Ctrl-C, which Typer turns into an exit of that code.
+    130 after Ctrl-C, which Typer turns into an exit of that code; 128 and the signal where a verb stopped in order.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PrintableFormatter("%(levelname)s %(name)s: %(message)s"))
@@ -77,6 +77,9 @@ def call(command: typer.Typer) -> None:
     except UserError as error:
         print(f"error: {printable(redacted(str(error)), lines=True)}", file=sys.stderr)
         sys.exit(1)
+    except Stopped as end:
+        print(end, file=sys.stderr)
+        sys.exit(end.code)
     except SystemExit as end:
         if end.code == INTERRUPTED:
             print("interrupted; run the same command again to go on", file=sys.stderr)
