@@ -38,7 +38,7 @@ RECEIPTS = ("run.json", "receipt.json")
 
 def _output(value: str, info: ValidationInfo) -> str:
     root = (info.context or {}).get("root")
-    if not value.strip() or any(ord(char) < 32 or ord(char) == 127 for char in value):
+    if (root is not None and not value.strip()) or any(ord(char) < 32 or ord(char) == 127 for char in value):
         raise ValueError("an output is the path of a folder, without control characters")
     if is_uri(value):
         return value  # the verbs that can write there say so themselves

