@@ -61,7 +61,7 @@ class DrawRecipe(Model):
     tokenizer: RootPath
     """Folder of the tokenizer it was trained with."""
     output: OutputPath
-    """Folder for the PNGs, `grid.png` and `summary.json`; replaced as a whole, and refused if anything else is in it."""
+    """Folder for the PNGs, `grid.png` and `summary.json`; replaced as a whole, refused if it holds anything else."""
     dataset: RootPath
     """Folder of the dataset whose release gives captions."""
     release: str | None = None

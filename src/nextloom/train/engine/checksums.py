@@ -20,7 +20,8 @@ MOST_BYTES = 2**20
 
 def seal(folder: Path) -> None:
     """Write the receipt of all files in a folder."""
-    files = {path.name: [path.stat().st_size, _sha256(path)] for path in sorted(folder.iterdir()) if path.name != CHECKSUMS}
+    paths = sorted(path for path in folder.iterdir() if path.name != CHECKSUMS)
+    files = {path.name: [path.stat().st_size, _sha256(path)] for path in paths}
     (folder / CHECKSUMS).write_text(json.dumps({"files": files, "receipt": _of(files)}, indent=1))
 
 
