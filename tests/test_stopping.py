@@ -35,7 +35,9 @@ def root(tmp_path_factory) -> Path:
 
 
 def job(root: Path, output: str, packs: int = 1, **execution):
-    return recipe(root, output=output, steps=STEPS, packs_per_step=packs, execution={"checkpoint_every": 7, **execution})
+    return recipe(
+        root, output=output, steps=STEPS, packs_per_step=packs, execution={"checkpoint_every": 7, **execution}
+    )
 
 
 @pytest.fixture(scope="module")

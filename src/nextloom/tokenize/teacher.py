@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nextloom.arithmetic import float32_as_written
 from nextloom.errors import UserError
 from nextloom.model_files import load_pickled
 from nextloom.tokenize.documents import Grid
@@ -49,7 +50,7 @@ class Teacher(nn.Module):
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """Features (B, dim, *grid) of pictures x, in float32 whatever surrounds the call."""
         size = (grid[0] * self.stride, grid[1] * self.stride)
-        with torch.autocast(x.device.type, enabled=False):
+        with float32_as_written(), torch.autocast(x.device.type, enabled=False):
             x = x.float()
             if tuple(x.shape[-2:]) != size:
                 x = F.interpolate(x, size=size, mode="bicubic", antialias=True)

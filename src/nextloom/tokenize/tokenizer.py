@@ -11,7 +11,7 @@ Shapes: x (B, 3, patch * H, patch * W) in [-1, 1]; z (B, D, H, W); codes (B, N),
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from nextloom.model_files import load_tensors
 from nextloom.op import canonical
 from nextloom.tokenize.cnn import Decoder, Encoder
 from nextloom.tokenize.documents import Grid
-from nextloom.tokenize.quantizer import Correction, Quantizer, bit_rule
+from nextloom.tokenize.quantizer import Correction, Quantizer, bit_rule, refuse_cast
 from nextloom.tokenize.semantic import semantic_decoder, two_layers
 from nextloom.tokenize.siglip import SiglipTower
 from nextloom.tokenize.siglip_config import SiglipConfig
@@ -59,6 +59,11 @@ class Tokenizer(nn.Module):
         self.from_pixel = nn.Conv2d(config.pixel_dim, width, 1)
         self.pixel_decoder = Decoder(config.pixel_decoder)
         self.semantic_decoder = semantic_decoder(config) if config.semantic_dim else None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Tokenizer:
+        """As `nn.Module` moves and casts parameters; refuses any other type than float32 before one is changed."""
+        refuse_cast(self, fn)
+        return super()._apply(fn, recurse)
 
     def encode(self, x: Tensor) -> Tensor:
         """Features z (B, D, H, W), semantic part first, not normalised, float32."""

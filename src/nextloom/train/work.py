@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nextloom.arithmetic import float32_as_written
 from nextloom.errors import UserError
 from nextloom.outputs import check_ours, digest_files
 from nextloom.store.release import open_release
@@ -49,10 +50,11 @@ def work(
 
     if rank == 0:
         clean(recipe.run_folder)
-    task = make_task(recipe, device)
-    model, progress = train(task, recipe, identity, rank=rank, world=world, stop=stop)
-    if rank == 0 and progress.cursor == recipe.steps and not stop():
-        _finish(recipe, task, model, identity, progress)
+    with float32_as_written():  # bf16 products are autocast's; whatever is float32 is meant so
+        task = make_task(recipe, device)
+        model, progress = train(task, recipe, identity, rank=rank, world=world, stop=stop)
+        if rank == 0 and progress.cursor == recipe.steps and not stop():
+            _finish(recipe, task, model, identity, progress)
 
 
 def make_task(recipe: TrainRecipe, device: Device = "cpu") -> Task:

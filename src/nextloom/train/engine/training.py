@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from nextloom.config import Model, RootPath
 from nextloom.outputs import RUN_SUFFIX, OutputPath
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Bumped by hand when the same recipe and data would train to other weights."""
 
 
@@ -75,7 +75,7 @@ class Training(Model):
     seed: int = 0
     """Of the first weights and of the order of the data."""
     precision: Literal["fp32", "bf16"] = "bf16"
-    """Type of matrix products; weights, moments and losses are always fp32."""
+    """Type of matrix products; weights, moments and losses are always fp32, without TF32 also on a GPU."""
     execution: Execution = Execution()
     """How it runs."""
 
