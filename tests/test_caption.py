@@ -430,6 +430,7 @@ def test_vllm_arguments():
         "limit_mm_per_prompt": {"image": 1},
         "seed": 5,
         "trust_remote_code": False,
+        "load_format": "safetensors",
         "max_model_len": 8192,
     }
     assert sampling_arguments(op.sampling()) == {"max_tokens": 9, "temperature": 0.2, "seed": 1}

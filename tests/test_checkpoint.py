@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from nextloom.errors import UserError
 from nextloom.train.decoder.recipe import DecoderRecipe
 from nextloom.train.decoder.task import DecoderTask
 from nextloom.train.engine import checkpoint, loop
+from nextloom.train.engine.checksums import CHECKSUMS, seal
+from nextloom.train.engine.folder import CHECKPOINTS
 from nextloom.train.engine.loop import make_optimizer, train
 from nextloom.train.engine.tracker import read
 from test_training import recipe, world
@@ -80,7 +83,7 @@ def test_after_sigkill_the_run_goes_on_with_the_same_bits(root, undisturbed):
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    part = wanted.run_folder / checkpoint.FOLDER / ".half"  # as if it had died while writing one
+    part = wanted.run_folder / CHECKPOINTS / f".{uuid.uuid4().hex}"  # as if it had died while writing one
     part.mkdir()
     checkpoint.clean(wanted.run_folder)
     assert not part.exists()
@@ -123,14 +126,89 @@ def test_a_checkpoint_that_lacks_a_part_is_refused_by_name(root, undisturbed, tm
     path = tmp_path / "step-000000008"
     shutil.copytree(undisturbed[1], path)
     DAMAGE[part](path)
+    seal(path)  # as a version that knows no such part would have written it
     wanted = small(root, "refused")
     model = DecoderTask.open(wanted).build()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = make_optimizer(model.parameters(), wanted)
     with pytest.raises(UserError, match=f"lacks {part}") as caught:
         checkpoint.load(path, model, optimizer, IDENTITY)
-    assert f"remove {path}" in str(caught.value)
+    assert "--fresh" in str(caught.value) and str(path) in str(caught.value)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items()) and not optimizer.state
+
+
+def flip(path: Path, byte: int) -> None:
+    """Turn one bit over."""
+    content = bytearray(path.read_bytes())
+    content[byte] ^= 1
+    path.write_bytes(content)
+
+
+HARM = {
+    f"{checkpoint.MODEL} is damaged": lambda p: flip(p / checkpoint.MODEL, -5),
+    f"{checkpoint.OPTIMIZER} is damaged": lambda p: flip(p / checkpoint.OPTIMIZER, 5000),
+    f"{checkpoint.STATE} is damaged": lambda p: flip(p / checkpoint.STATE, 12),
+    f"{checkpoint.MODEL} has 40 bytes instead of ": lambda p: os.truncate(p / checkpoint.MODEL, 40),
+    f"{checkpoint.OPTIMIZER} has 0 bytes instead of ": lambda p: os.truncate(p / checkpoint.OPTIMIZER, 0),
+    f"{checkpoint.OPTIMIZER} is missing": lambda p: (p / checkpoint.OPTIMIZER).unlink(),
+    "notes.txt is no file of this checkpoint": lambda p: (p / "notes.txt").write_text("x"),
+    f"{CHECKSUMS} is damaged: it does not fit": lambda p: flip(p / CHECKSUMS, 70),
+    f"{CHECKSUMS} is damaged: it cannot be read": lambda p: os.truncate(p / CHECKSUMS, 30),
+    f"lacks its receipt ({CHECKSUMS})": lambda p: (p / CHECKSUMS).unlink(),
+}
+
+
+@pytest.mark.parametrize("what", HARM)
+def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_offered(root, undisturbed, tmp_path, what):
+    wanted = small(root, str(tmp_path / "run"))
+    shutil.copytree(undisturbed[1].parent.parent, wanted.run_folder)
+    before, newest = checkpoint.saved(wanted.run_folder)
+    HARM[what](newest)
+    with pytest.raises(UserError) as caught:
+        train(DecoderTask.open(wanted), wanted, IDENTITY)
+    text = str(caught.value)
+    assert text.startswith(f"{newest}: ") and what in text
+    command, _, offer = text.partition("next: ")[2].partition(", and ")
+    assert offer.startswith(f"the same command goes on from {before.name} (6 steps done)")
+    subprocess.run(command, shell=True, check=True)
+    model, _ = train(DecoderTask.open(wanted), wanted, IDENTITY)
+    assert all(torch.equal(value, undisturbed[0][name]) for name, value in model.state_dict().items())
+
+
+def test_of_two_damaged_checkpoints_none_is_offered_and_of_three_the_whole_one(root, undisturbed, tmp_path):
+    wanted = small(root, str(tmp_path / "run"))
+    shutil.copytree(undisturbed[1].parent.parent, wanted.run_folder)
+    first, second = checkpoint.saved(wanted.run_folder)
+    for path in (first, second):
+        flip(path / checkpoint.MODEL, -5)
+    with pytest.raises(UserError, match="no whole checkpoint is before it: start over with --fresh"):
+        train(DecoderTask.open(wanted), wanted, IDENTITY)
+    earlier = first.with_name("step-000000003")
+    shutil.copytree(first, earlier)
+    seal(earlier)
+    with pytest.raises(UserError, match=rf"rm -r {first} {second}, and the same command goes on from {earlier.name}"):
+        train(DecoderTask.open(wanted), wanted, IDENTITY)
+
+
+def test_a_checkpoint_counts_when_its_files_are_on_disk(root, monkeypatch):
+    events = []
+    fsync, rename = os.fsync, Path.rename
+    monkeypatch.setattr(os, "fsync", lambda n: (events.append(os.readlink(f"/proc/self/fd/{n}")), fsync(n))[1])
+    monkeypatch.setattr(Path, "rename", lambda p, to: (events.append(f"rename to {Path(to).name}"), rename(p, to))[1])
+    wanted = small(root, "synced")
+    train(DecoderTask.open(wanted), wanted, IDENTITY, until=1)
+    done = events[: events.index("rename to step-000000001")]
+    names = {Path(path).name for path in done}
+    assert {checkpoint.MODEL, checkpoint.OPTIMIZER, checkpoint.STATE, CHECKSUMS} <= names
+    assert events[-1] == str(wanted.run_folder / CHECKPOINTS), "the name itself"
+
+
+def test_a_checkpoint_by_the_clock(root, monkeypatch):
+    wanted = small(root, "minutes", checkpoint_every=1000, checkpoint_minutes=10, keep=99)
+    now = iter(range(0, 10**6, 100))
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: float(next(now)))
+    train(DecoderTask.open(wanted), wanted, IDENTITY)
+    assert len(checkpoint.saved(wanted.run_folder)) > 1
 
 
 def test_a_checkpoint_of_another_training_is_refused(root, undisturbed):
@@ -182,6 +260,7 @@ def test_the_random_state_is_restored(root):
         state = json.loads(path.read_text())
         edit(state["rng"][0])
         path.write_text(json.dumps(state))
+        seal(path.parent)
         torch.manual_seed(7), np.random.seed(7), random.seed(7)  # as another process would have it
         return everything(train(Toy(drawn), wanted, IDENTITY)[0])
 

@@ -379,7 +379,8 @@ def test_a_receipt_says_fresh_for_the_model_it_was_written_for_and_no_other(tmp_
     with pytest.raises(UserError, match="seed 1 -> 0"):
         inspect(first)
     (first.run_folder / "run.json").rename(tmp_path / "run.json")
-    assert inspect(first).state == "stale", "the receipt is the first one's, the model the second's"
+    with pytest.raises(UserError, match="seed 1 -> 0"):  # the receipt is the first one's, the model the second's
+        inspect(first)
     (tmp_path / "run.json").rename(first.run_folder / "run.json")
     assert inspect(second).state == "resume"
     assert launch(second)["state"] == "trained" and inspect(second).state == "fresh"
@@ -387,6 +388,10 @@ def test_a_receipt_says_fresh_for_the_model_it_was_written_for_and_no_other(tmp_
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert inspect(second).cause == "the output is gone or was changed"
+    for fresh in (False, True):
+        with pytest.raises(UserError, match=r"model\.safetensors; it would be replaced(.|\n)*name another output"):
+            launch(second, fresh=fresh)
+    assert weights.read_bytes() == content[:-1] + bytes([content[-1] ^ 1]), "somebody's work is not thrown away"
 
 
 def test_an_unfinished_repetition_is_resumed_and_not_taken_for_the_finished_one(tmp_path, monkeypatch):

@@ -33,6 +33,19 @@ class Damaged(UserError):
     """What lies on disk is not what was written: a file or document is lost, cut, flipped or replaced by a link."""
 
 
+class Stopped(Exception):
+    """A signal ended the work in an orderly way; the message is one line that says how to go on.
+
+    Args:
+        message: the line.
+        signal: number of the signal; the exit code is 128 more.
+    """
+
+    def __init__(self, message: str, *, signal: int) -> None:
+        super().__init__(message)
+        self.code = 128 + signal
+
+
 def _rebuild(kind: type[UserError], what: str, where: str | None, next: str | None) -> UserError:
     return kind(what, where=where, next=next)
 

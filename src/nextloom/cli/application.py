@@ -16,7 +16,7 @@ from urllib.request import url2pathname
 import typer
 
 from nextloom.config import DEFAULT_ROOT, resolve
-from nextloom.errors import UserError
+from nextloom.errors import Stopped, UserError
 from nextloom.inside import refuse_links
 from nextloom.io import is_uri
 from nextloom.printable import PrintableFormatter, printable, redacted
@@ -85,7 +85,8 @@ def call(command: typer.Typer) -> None:
 
     Exit codes: 0; 1 and a message with the next step for errors the user can mend, and for those that nobody foresaw
     (their traceback is shown with NEXTLOOM_TRACEBACK=1); 2 for a wrong command line; 130 after Ctrl-C, which Typer
-    turns into an exit of that code; 143 after SIGTERM. Either way what is done is committed first.
+    turns into an exit of that code; 143 after SIGTERM. Either way what is
+    done is committed, and a training writes a checkpoint, first.
     """
     terminated = _on_sigterm()
     handler = logging.StreamHandler(sys.stderr)
@@ -94,6 +95,9 @@ def call(command: typer.Typer) -> None:
     logging.getLogger("nextloom").setLevel(logging.INFO)
     try:
         command()
+    except Stopped as end:
+        print(end, file=sys.stderr)
+        sys.exit(end.code)
     except SystemExit as end:
         if end.code != INTERRUPTED:
             raise

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 from nextloom.cli.application import Address, AsJson, RecipeArg, Root, Sets, app
+from nextloom.cli.pace import Pace
 from nextloom.cli.tables import show, table_of
 from nextloom.config import DEFAULT_ROOT, local_root
 
@@ -25,11 +27,18 @@ def train(
     from nextloom.train.launch import launch
     from nextloom.train.recipe import load as load_recipe
 
-    def tell(line: dict[str, Any]) -> None:
-        if "loss" in line:
-            print(f"  step {line['step']:>6,} of {loaded.steps:,}  loss {line['loss']:.4f}", file=sys.stderr)
-
     loaded = load_recipe(recipe, root=root, sets=sets)
+    pace, terminal, loss = Pace("step", loaded.steps), sys.stderr.isatty(), ""
+
+    def tell(line: dict[str, Any]) -> None:
+        nonlocal loss
+        if "loss" in line:
+            loss = f", loss {line['loss']:.4f}"
+            if terminal:
+                print(f"  step {line['step']:>6,} of {loaded.steps:,}  loss {line['loss']:.4f}", file=sys.stderr)
+        if line.get("event") in (None, "progress"):
+            pace.update(line["step"], more=loss)
+
     summary = launch(loaded, fresh=fresh, address=address, on_line=tell)
     print(
         f"{summary['state']}: {loaded.output}, {summary['steps']:,} steps, "
@@ -44,7 +53,7 @@ def evaluate(recipe: RecipeArg, root: Root = DEFAULT_ROOT, sets: Sets = None, as
     """Measure how well a tokenizer restores the pictures of a folder, at several resolutions."""
     from nextloom.train.tokenizer.reconstruction import PUBLISHED, evaluate_recipe
 
-    summary = evaluate_recipe(recipe, root=root, sets=sets)
+    summary = evaluate_recipe(recipe, root=root, sets=sets, on_progress=_pace("picture"))
     if as_json:
         print(json.dumps(summary, indent=1))
         return
@@ -70,5 +79,17 @@ def generate(recipe: RecipeArg, root: Root = DEFAULT_ROOT, sets: Sets = None) ->
     from nextloom.train.decoder.drawing import draw_recipe
 
     local_root(root, "generate")
-    summary = draw_recipe(recipe, root=root, sets=sets)
-    print("\n".join(f"  {name}: {value}" for name, value in summary.items() if name != "identity"))
+    summary = draw_recipe(recipe, root=root, sets=sets, on_progress=_pace("drawing"))
+    print("\n".join(f"  {name}: {value}" for name, value in summary.items() if name not in ("identity", "files")))
+
+
+def _pace(noun: str) -> Callable[[int, int], None]:
+    """Lines of progress for a verb that calls with what is done and the whole."""
+    pace: Pace | None = None
+
+    def tell(done: int, total: int) -> None:
+        nonlocal pace
+        pace = pace or Pace(noun, total)
+        pace.update(done)
+
+    return tell

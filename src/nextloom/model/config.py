@@ -16,25 +16,25 @@ from nextloom.config import Model
 class ModelConfig(Model):
     """Everything that fixes the shapes and the positions of a decoder."""
 
-    text_vocab: int = Field(gt=0)
+    text_vocab: int = Field(gt=0, le=2**24)
     """Number of text ids; `<boi>`, `<eoi>` and the codes follow them."""
-    codes: int = Field(gt=0)
+    codes: int = Field(gt=0, le=2**20)
     """Codebook size of the image tokenizer."""
-    semantic_dim: int = Field(default=32, ge=0)
+    semantic_dim: int = Field(default=32, ge=0, le=2**14)
     """Width of the semantic part of a code vector, unit norm; 0 with a single-branch tokenizer."""
-    pixel_dim: int = Field(default=8, gt=0)
+    pixel_dim: int = Field(default=8, gt=0, le=2**14)
     """Width of the pixel part of a code vector, unit norm."""
-    width: int = Field(gt=0)
+    width: int = Field(gt=0, le=2**18)
     """Width of the residual stream."""
-    layers: int = Field(gt=0)
+    layers: int = Field(gt=0, le=2**10)
     """Number of decoder layers."""
-    heads: int = Field(gt=0)
+    heads: int = Field(gt=0, le=2**12)
     """Query heads."""
-    kv_heads: int = Field(gt=0)
+    kv_heads: int = Field(gt=0, le=2**12)
     """Key and value heads, each shared by `heads / kv_heads` query heads."""
-    head_dim: int = Field(gt=0, multiple_of=2)
+    head_dim: int = Field(gt=0, le=2**12, multiple_of=2)
     """Width of one head."""
-    mlp: int = Field(gt=0)
+    mlp: int = Field(gt=0, le=2**20)
     """Inner width of the gated MLP."""
     rope_theta: float = Field(default=1e6, gt=0)
     """Base of the rotary frequencies."""
@@ -44,11 +44,11 @@ class ModelConfig(Model):
     """How frequency pairs belong to (time, row, column): pair i to axis i mod 3, or three contiguous sections."""
     sections: tuple[int, int, int] = (16, 24, 24)
     """Pairs per axis when `rope_axes` is "sections" (Qwen2.5-VL's split); unused otherwise."""
-    max_scales: int = Field(default=18, gt=0)
+    max_scales: int = Field(default=18, gt=0, le=2**8)
     """The most scales an image may have."""
     rms_eps: float = Field(default=1e-6, gt=0)
     """Added to the mean square in RMSNorm."""
-    pad_vocab: int = Field(default=128, gt=0)
+    pad_vocab: int = Field(default=128, gt=0, le=2**20)
     """The head's rows are padded to a multiple of this."""
 
     @model_validator(mode="after")

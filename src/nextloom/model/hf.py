@@ -77,4 +77,6 @@ def _fetch(checkpoint: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) 
             where=name,
             next="set width, layers, heads, mlp and text_vocab to the checkpoint's sizes",
         )
+    if not checkpoint[name].is_floating_point():
+        raise UserError(f"is {checkpoint[name].dtype}, not weights", where=name, next="give the checkpoint unquantised")
     return checkpoint[name]

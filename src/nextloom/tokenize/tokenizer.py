@@ -11,18 +11,19 @@ Shapes: x (B, 3, patch * H, patch * W) in [-1, 1]; z (B, D, H, W); codes (B, N),
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from nextloom.model_files import load_tensors
 from nextloom.op import canonical
 from nextloom.tokenize.cnn import Decoder, Encoder
 from nextloom.tokenize.documents import Grid
-from nextloom.tokenize.quantizer import Correction, Quantizer, bit_rule
+from nextloom.tokenize.quantizer import Correction, Quantizer, bit_rule, refuse_cast
 from nextloom.tokenize.semantic import semantic_decoder, two_layers
 from nextloom.tokenize.siglip import SiglipTower
 from nextloom.tokenize.siglip_config import SiglipConfig
@@ -58,6 +59,11 @@ class Tokenizer(nn.Module):
         self.from_pixel = nn.Conv2d(config.pixel_dim, width, 1)
         self.pixel_decoder = Decoder(config.pixel_decoder)
         self.semantic_decoder = semantic_decoder(config) if config.semantic_dim else None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Tokenizer:
+        """As `nn.Module` moves and casts parameters; refuses any other type than float32 before one is changed."""
+        refuse_cast(self, fn)
+        return super()._apply(fn, recurse)
 
     def encode(self, x: Tensor) -> Tensor:
         """Features z (B, D, H, W), semantic part first, not normalised, float32."""
@@ -130,12 +136,18 @@ class Tokenizer(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """The tokenizer in a folder, in evaluation mode and frozen."""
+        """The tokenizer in a folder, in evaluation mode and frozen.
+
+        Raises:
+            UserError: configuration or weights are absent, damaged or do not fit each other.
+        """
         config = read_config(folder)
         with torch.device("meta"):
             model = cls(config)
+        wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        found = load_tensors(Path(folder) / WEIGHTS_FILE, wanted, next="train it again: nextloom train RECIPE")
         model.to_empty(device="cpu")  # no time for random weights, and every tensor aligned as the bit rule wants it
-        model.load_state_dict(load_file(Path(folder) / WEIGHTS_FILE))
+        model.load_state_dict(found)
         return model.requires_grad_(False).eval()
 
 

@@ -18,6 +18,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from nextloom.config import Model
 from nextloom.errors import UserError
 from nextloom.io import digest_path
+from nextloom.model_files import read_json
 from nextloom.tokenize.siglip_config import SiglipConfig
 
 CONFIG_FILE = "config.json"
@@ -30,22 +31,22 @@ INDEX_DTYPE = np.dtype("<u2")
 class CnnConfig(Model):
     """A VQGAN encoder or decoder; the defaults are the full size (29.3 M and 42.4 M weights)."""
 
-    channels: int = 128
+    channels: int = Field(128, ge=1, le=2**14)
     """Width of the first level."""
-    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    multipliers: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field((1, 1, 2, 2, 4), min_length=1, max_length=8)
     """Width of each level in `channels`; between levels the grid halves."""
-    blocks: int = 2
+    blocks: int = Field(2, ge=0, le=64)
     """Residual blocks per level of the encoder; the decoder has one more."""
-    z_channels: int = 256
+    z_channels: int = Field(256, ge=1, le=2**14)
     """Width of the features at the code grid, outside the projections to code dimensions."""
-    unshuffle: int = 1
+    unshuffle: int = Field(1, ge=1, le=64)
     """Side of the pixel blocks folded into channels before the first convolution (and unfolded after the
     last).
 
     1 is the published network; 4 runs about 4 times faster at small sizes."""
     level_attention: bool = True
     """Attention after every block of the coarsest level; the middle has it always."""
-    groups: int = 32
+    groups: int = Field(32, ge=1, le=2**10)
     """Groups of every GroupNorm; each level's width must be a multiple."""
 
     @property
@@ -64,15 +65,15 @@ class CnnConfig(Model):
 class VitConfig(Model):
     """A transformer over code cells; the defaults are TokenFlow's semantic decoder."""
 
-    width: int = Field(1152, ge=1)
+    width: int = Field(1152, ge=1, le=2**16)
     """Width of the hidden states."""
-    depth: int = Field(3, ge=1)
+    depth: int = Field(3, ge=1, le=256)
     """Blocks."""
-    heads: int = Field(12, ge=1)
+    heads: int = Field(12, ge=1, le=2**10)
     """Attention heads."""
-    mlp_ratio: int = Field(4, ge=1)
+    mlp_ratio: int = Field(4, ge=1, le=64)
     """Width inside the MLPs, in widths."""
-    side: int = Field(16, ge=1)
+    side: int = Field(16, ge=1, le=2**10)
     """Side of the square of learned positions, which is resized to the picture's grid."""
 
     @model_validator(mode="after")
@@ -101,9 +102,9 @@ class TokenizerConfig(Model):
 
     codes: int = Field(32_768, ge=2)
     """Codebook size V, at most 65,536: indices are stored in 16 bits."""
-    semantic_dim: int = Field(32, ge=0)
+    semantic_dim: int = Field(32, ge=0, le=2**14)
     """Dimensions of a code's semantic part; 0 is a single-branch VQGAN, without semantic networks."""
-    pixel_dim: int = Field(8, ge=1)
+    pixel_dim: int = Field(8, ge=1, le=2**14)
     """Dimensions of a code's pixel part."""
     pixel_weight: float = 1.0
     """w_dis: weight of the pixel distance against the semantic one when a code is chosen."""
@@ -118,11 +119,11 @@ class TokenizerConfig(Model):
     tower."""
     semantic_decoder: VitConfig | None = None
     """The transformer that turns semantic codes into the teacher's features; None is a small CNN."""
-    semantic_width: int = 256
+    semantic_width: int = Field(256, ge=1, le=2**14)
     """Width of that CNN."""
     teacher: Literal["efficientnet_lite0", "siglip2"] = "efficientnet_lite0"
     """The frozen network whose features the semantic codes must keep. Only training needs it."""
-    teacher_dim: int = 112
+    teacher_dim: int = Field(112, ge=1, le=2**14)
     """Channels of the teacher's features."""
 
     @model_validator(mode="after")
@@ -205,7 +206,13 @@ def read_config(folder: str | Path) -> TokenizerConfig:
     path = Path(folder) / CONFIG_FILE
     if not path.is_file():
         raise UserError("no tokenizer in this folder", where=str(folder), next="nextloom train RECIPE")
-    return TokenizerConfig.model_validate_json(path.read_text())
+    document = read_json(path)
+    try:
+        return TokenizerConfig.model_validate(document)
+    except ValueError as error:
+        raise UserError(
+            f"no configuration of a tokenizer: {error}", where=str(path), next="train it again: nextloom train RECIPE"
+        ) from None
 
 
 def digest(folder: str | Path) -> str:

@@ -9,14 +9,17 @@
 A finished output is fresh when its receipt has the wanted identity and the output's own digest: a model that was
 edited, or swapped in by a run that died before its receipt, is not. One with another identity is trained anew, and
 keeps its model until the new one is there. An unfinished one is resumed if the identity is its own, else refused.
-Price paid: a plan hashes the finished model, once per change of the file and process.
+An output with a file that no receipt names is somebody's work, and refused whatever is asked (`nextloom.outputs`).
+Trade-off: a plan hashes the finished model, once per change of the file and process.
+
+The first SIGTERM or Ctrl-C lets the step end, writes a checkpoint and raises `Stopped`; see `train/stopping.py`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
+import signal
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -29,13 +32,25 @@ from nextloom.documents import Folder
 from nextloom.errors import UserError
 from nextloom.gpu import cuda
 from nextloom.io import is_uri
+from nextloom.outputs import check_ours, check_place
 from nextloom.store.lease import Lease
 from nextloom.tokenize.tokenizer_config import digest as folder_digest
-from nextloom.train.engine.folder import RECEIPT, RUN, read, write
+from nextloom.train.engine.folder import (
+    CHECKPOINTS,
+    CLEARING,
+    RECEIPT,
+    RUN,
+    STOP,
+    check_run_folder,
+    read,
+    start_over,
+    write,
+)
 from nextloom.train.engine.training import differences
 from nextloom.train.inputs import inputs
 from nextloom.train.on_ray import PATIENT, check_gpus, train_on_ray
 from nextloom.train.recipe import TrainRecipe
+from nextloom.train.stopping import Signals
 from nextloom.train.work import work
 
 
@@ -64,8 +79,10 @@ def inspect(recipe: TrainRecipe, *, fresh: bool = False) -> State:
     identity = {**recipe.identity(), "inputs": inputs(recipe)}
     folder = recipe.run_folder
     receipt, run = read(folder / RECEIPT), read(folder / RUN)
-    if receipt and run and receipt["start"] == run["start"]:
-        run = None  # killed after the receipt, before its own end was noted
+    if run is None:
+        run = _lost_run(folder, receipt)
+    elif run.get(CLEARING) or (receipt and receipt["start"] == run["start"]):
+        run = None  # killed while it cleared away an older one; or after the receipt, before its own end was noted
     under_way = run and run["identity"] == identity
     same = receipt and receipt["identity"] == identity
     if same and not under_way and not fresh and receipt["output"] == _output_digest(recipe):
@@ -99,7 +116,8 @@ def launch(
         recipe: what to train.
         fresh: throw away what the output holds of this or another training.
         address: of a Ray cluster; None starts a local one.
-        on_line: called with every new line of metrics while it trains.
+        on_line: called with every new line of metrics while it trains, and every few seconds with one of `event`
+            progress: step, and time in seconds.
 
     Returns:
         The summary: state (fresh or trained), steps, first_loss, last_loss, last (all figures of the last step),
@@ -107,38 +125,67 @@ def launch(
 
     Raises:
         LeaseHeld: another launch trains into this output; names it.
-        UserError: as `inspect`, or what stopped the training.
+        UserError: as `inspect` and `check_output`, or what stopped the training.
+        Stopped: SIGTERM or Ctrl-C, after a checkpoint.
     """
     folder = recipe.run_folder
     if inspect(recipe, fresh=fresh).state == "fresh":
         return {"state": "fresh", **read(folder / RECEIPT)["summary"]}
-    with Lease(Folder(str(folder)), f"nextloom train {recipe.output}"):
+    check_output(recipe)
+    with Lease(Folder(str(folder)), f"nextloom train {recipe.output}"), Signals() as signals:
         state = inspect(recipe, fresh=fresh)  # again: another launch may have ended just now
         if state.state == "fresh":
             return {"state": "fresh", **read(folder / RECEIPT)["summary"]}
-        device, execution = "cpu", recipe.execution
-        if execution.use_gpu and execution.workers:
-            check_gpus(execution.workers, address)
-        elif execution.use_gpu:
-            device = cuda("execution.use_gpu")
-        if state.state != "resume":
-            _start_over(folder, state.identity)
-        with _following(folder, on_line):
-            if recipe.execution.workers == 0:
-                for name, value in PATIENT.items():
-                    os.environ.setdefault(name, value)
-                work(recipe, state.identity, device=device)
-            else:
-                train_on_ray(recipe, state.identity, address)
+        check_output(recipe)
+        try:
+            with _following(folder, on_line):
+                _train(recipe, state, address, signals)
+        except SystemExit:  # a signal in the moment in which Ray's own handler was in place
+            signals.number = signals.number or signal.SIGTERM
+        if (folder / RUN).exists():
+            raise signals.stopped(_steps_done(folder), recipe.steps)
         return {"state": "trained", **read(folder / RECEIPT)["summary"]}
 
 
-def _start_over(folder: Path, identity: Mapping[str, Any]) -> None:
-    (folder / RUN).unlink(missing_ok=True)
-    for name in ("checkpoints", "tensorboard", "pictures"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    (folder / "metrics.jsonl").unlink(missing_ok=True)
-    write(folder / RUN, {"identity": identity, "start": uuid.uuid4().hex})
+def _train(recipe: TrainRecipe, state: State, address: str | None, signals: Signals) -> None:
+    """Start over or resume, in this process or on Ray Train."""
+    folder, device, execution = recipe.run_folder, "cpu", recipe.execution
+    if execution.use_gpu and execution.workers:
+        check_gpus(execution.workers, address)
+    elif execution.use_gpu:
+        device = cuda("execution.use_gpu")
+    (folder / STOP).unlink(missing_ok=True)
+    if state.state != "resume":
+        start_over(folder, state.identity)
+    elif read(folder / RUN) is None:
+        write(folder / RUN, {"identity": state.identity, "start": uuid.uuid4().hex})
+    if execution.workers:
+        train_on_ray(recipe, state.identity, address, signals)
+        return
+    for name, value in PATIENT.items():
+        os.environ.setdefault(name, value)
+    work(recipe, state.identity, device=device, stop=signals.asked)
+
+
+def check_output(recipe: TrainRecipe) -> None:
+    """Refuse an output that is no place for one, or where something lies that no training of ours left.
+
+    Raises:
+        UserError: says what is in the way; nothing was written.
+    """
+    check_place(recipe.output, recipe.reads())
+    check_run_folder(recipe.run_folder)
+    documents = [read(recipe.run_folder / name) or {} for name in (RECEIPT, RUN)]
+    check_ours(recipe.output, *(document.get("files", {}) for document in documents), maker="nextloom train")
+
+
+def _lost_run(folder: Path, receipt: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What `RUN` said, out of the newest checkpoint, where that is of a training that has not finished."""
+    for path in sorted((folder / CHECKPOINTS).glob("step-*/state.json"))[-1:]:
+        identity = read(path).get("identity")
+        if receipt is None or receipt["identity"] != identity:
+            return {"identity": identity, "start": ""}
+    return None
 
 
 @contextmanager
@@ -148,11 +195,14 @@ def _following(folder: Path, on_line: Callable[[dict[str, Any]], None] | None) -
         yield
         return
     from nextloom.train.engine.tracker import read as read_metrics
+    from nextloom.train.engine.tracker import read_beat
 
     done = threading.Event()
     told = {json.dumps(line) for line in read_metrics(folder)}
+    beat = read_beat(folder)
 
     def follow() -> None:
+        nonlocal beat
         while True:
             last = done.wait(0.5)
             for line in read_metrics(folder):
@@ -160,6 +210,9 @@ def _following(folder: Path, on_line: Callable[[dict[str, Any]], None] | None) -
                 if text not in told:
                     told.add(text)
                     on_line(line)
+            if (now := read_beat(folder)) != beat and now:
+                beat = now
+                on_line({"event": "progress", **now})
             if last:
                 return
 
@@ -180,5 +233,10 @@ def _output_digest(recipe: TrainRecipe) -> str | None:
 
 
 def _how_far(folder: Path, recipe: TrainRecipe) -> str:
-    steps = sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*"))
-    return f"{steps[-1] if steps else 0} of {recipe.steps} steps done"
+    return f"{_steps_done(folder)} of {recipe.steps} steps done"
+
+
+def _steps_done(folder: Path) -> int:
+    """Steps that the newest checkpoint holds."""
+    names = [path.name.removeprefix("step-") for path in (folder / CHECKPOINTS).glob("step-*")]
+    return max((int(name) for name in names if name.isdigit()), default=0)

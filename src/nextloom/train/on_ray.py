@@ -10,14 +10,17 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from nextloom.errors import UserError
 from nextloom.gpu import cuda
 from nextloom.op import digest
-from nextloom.train.engine.folder import FAILURE, read, write
+from nextloom.train.engine.folder import FAILURE, STOP, read, write
 from nextloom.train.recipe import TrainRecipe
+from nextloom.train.stopping import Signals
 from nextloom.train.work import work
 
 PATIENT = {"GOMP_SPINCOUNT": "30000"}
@@ -27,18 +30,22 @@ share a step of two threads took 10 s instead of 0.5 s. Read when torch is loade
 log = logging.getLogger(__name__)
 
 
-def train_on_ray(recipe: TrainRecipe, identity: Mapping[str, Any], address: str | None) -> None:
+def train_on_ray(recipe: TrainRecipe, identity: Mapping[str, Any], address: str | None, signals: Signals) -> None:
     """Train on `recipe.execution.workers` workers.
 
     Args:
         recipe: what to train.
         identity: of the training.
         address: of a Ray cluster; None starts a local one.
+        signals: once one came, the workers stop after their step and a checkpoint.
 
     Raises:
         UserError: what stopped a worker, or workers died more than `max_failures` times.
     """
     _connect(address)
+    signals.install()  # Ray has put its own in place
+    if signals.asked():
+        return
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -59,8 +66,10 @@ def train_on_ray(recipe: TrainRecipe, identity: Mapping[str, Any], address: str 
         ),
     )
     try:
-        trainer.fit()
+        _fit(trainer, lambda: signals.asked() and not _wish(recipe).exists() and _wish(recipe).touch())
     except TrainingFailedError as error:
+        if signals.asked():
+            return  # the signal reached the workers too: the newest checkpoint is what there is
         if not failure.exists():
             raise UserError(
                 f"the training stopped after {recipe.execution.max_failures} restarts: {error}",
@@ -73,6 +82,33 @@ def train_on_ray(recipe: TrainRecipe, identity: Mapping[str, Any], address: str 
     if told:
         failure.unlink()
         raise UserError(told["what"], where=told["where"], next=told["next"])
+
+
+def _fit(trainer: Any, meanwhile: Callable[[], object]) -> None:
+    """Run `trainer.fit()` beside the main thread, which stays free for signals and calls `meanwhile` again and again.
+
+    On the main thread Ray Train would put its own handler of Ctrl-C in place, which aborts the workers.
+    """
+    errors: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=fit, name="fit", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.1)
+        meanwhile()
+    if errors:
+        raise errors[0]
+
+
+def _wish(recipe: TrainRecipe) -> Path:
+    """The file by which the driver asks workers to stop."""
+    return recipe.run_folder / STOP
 
 
 def check_gpus(workers: int, address: str | None) -> None:
@@ -115,7 +151,8 @@ def _worker(config: dict[str, Any]) -> None:
         return
     try:
         device = ray.train.torch.get_device() if recipe.execution.use_gpu else "cpu"
-        work(recipe, config["identity"], rank=context.get_world_rank(), world=world, device=device)
+        rank = context.get_world_rank()
+        work(recipe, config["identity"], rank=rank, world=world, device=device, stop=_wish(recipe).exists)
     except UserError as error:
         write(failure, {"what": error.what, "where": error.where, "next": error.next})
         if world > 1:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator
 
 from nextloom.config import RootPath
+from nextloom.curation.captions.engine_options import check_engine
 from nextloom.errors import UserError
 from nextloom.op import Execution
 
@@ -50,7 +51,13 @@ class ChatExecution(Execution):
     model_path: RootPath | None = None
     """Folder with the model's files, for vLLM; `model` stays the name under which its captions are known."""
     engine: dict[str, Any] = {}
-    """More arguments of vLLM's engine, such as ``max_model_len``."""
+    """More arguments of vLLM's engine, such as ``max_model_len``: sizes, precision and switches, nothing that runs
+    code, fetches or opens files (`engine_options.py` lists both)."""
+
+    @field_validator("engine")
+    @classmethod
+    def _harmless(cls, engine: dict[str, Any]) -> dict[str, Any]:
+        return check_engine(engine)
 
     @field_validator("endpoint")
     @classmethod

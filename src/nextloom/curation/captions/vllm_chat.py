@@ -19,7 +19,9 @@ from typing import Any
 
 from nextloom.curation.captions.chat_execution import ChatExecution
 from nextloom.curation.captions.chat_format import Messages, Reply, Request, Sampling
+from nextloom.curation.captions.engine_options import check_engine
 from nextloom.errors import UserError
+from nextloom.model_files import DATA_ONLY
 from nextloom.op import RowFailure
 
 
@@ -83,17 +85,18 @@ class VllmChat:
 
 
 def engine_arguments(execution: ChatExecution, sampling: Sampling) -> dict[str, Any]:
-    """Arguments of ``vllm.LLM``; those in `execution.engine` win over the defaults here."""
+    """Arguments of ``vllm.LLM``; those in `execution.engine` win over the defaults here, but not over what is ours."""
     gpus = int(execution.num_gpus)
     return {
+        "limit_mm_per_prompt": {"image": 1},
+        "seed": sampling.seed,
+        **check_engine(execution.engine),
         "model": execution.model_path,
         "served_model_name": sampling.model,
         "tensor_parallel_size": gpus,
         "distributed_executor_backend": "mp" if gpus > 1 else "uni",  # the GPUs that Ray gave to this process
-        "limit_mm_per_prompt": {"image": 1},
-        "seed": sampling.seed,
-        "trust_remote_code": False,
-        **execution.engine,
+        "trust_remote_code": DATA_ONLY["trust_remote_code"],
+        "load_format": "safetensors",
     }
 
 

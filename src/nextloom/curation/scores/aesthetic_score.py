@@ -17,9 +17,7 @@ named `ava+logos-l14-linearMSE` has the layout of v2 and passes for it.
 
 from __future__ import annotations
 
-import json
 import pickletools
-import struct
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -33,6 +31,7 @@ from nextloom.config import RootPath
 from nextloom.curation.scores.scales import LAION_RELU, LAION_V1, LAION_V2
 from nextloom.errors import UserError
 from nextloom.io import digest_path
+from nextloom.model_files import layout, load_pickled, load_tensors
 from nextloom.op import Annotate, Row, Scale
 
 LAYERS = {
@@ -162,13 +161,8 @@ def _variant_of(names: Iterable[str]) -> str | None:
 def _load(path: str) -> dict[str, np.ndarray]:
     """Name -> float64 array. A `.pth` is read by torch, which runs no code of it."""
     if path.endswith(".safetensors"):
-        from safetensors.numpy import load_file
-
-        return {name: value.astype(np.float64) for name, value in load_file(path).items()}
-    import torch
-
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return {name: value.double().numpy() for name, value in state.items()}
+        return {name: value.double().numpy() for name, value in load_tensors(path).items()}
+    return {name: value.double().numpy() for name, value in load_pickled(path).items()}
 
 
 def _names_in(path: str) -> set[str]:
@@ -179,15 +173,14 @@ def _names_in(path: str) -> set[str]:
     try:
         with open(path, "rb") as file:
             if path.endswith(".safetensors"):
-                (length,) = struct.unpack("<Q", file.read(8))
-                return set(json.loads(file.read(length))) - {"__metadata__"}
+                return set(layout(path))
             if not zipfile.is_zipfile(file):
                 file.seek(0)
                 return set(_strings(file))
             with zipfile.ZipFile(file) as archive:
                 name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
                 return set(_strings(archive.open(name)))
-    except (OSError, ValueError, StopIteration, struct.error, zipfile.BadZipFile):
+    except (OSError, UserError, ValueError, StopIteration, zipfile.BadZipFile):
         return set()
 
 

@@ -5,16 +5,17 @@ the tokenizer's reconstruction of it, the drawing) and the summary counts how of
 all of the release, is its own. Rows that the decoder's own release has are captions it has seen in training; others
 are counted apart. Prompts of one's own have no such figure.
 
-Everything is drawn into `<output>.part` and swapped in as a whole, so a summary and the pictures beside it are of one
-drawing. It is fresh while decoder, tokenizer, captions and settings are the same, wherever they lie.
+Everything is drawn into a folder beside the output and swapped in as a whole, so a summary and the pictures beside it
+are of one drawing. It is fresh while decoder, tokenizer, captions and settings are the same, wherever they lie. The
+summary names every file with its digest; an output with any other file in it is not replaced (`nextloom.outputs`).
 """
 
 from __future__ import annotations
 
-import json
-import shutil
+import re
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,9 @@ from nextloom import pixels
 from nextloom.config import Model, RootPath, load_yaml, override, validate
 from nextloom.errors import UserError
 from nextloom.io import is_uri
+from nextloom.model_files import read_json
 from nextloom.op import digest
+from nextloom.outputs import OutputPath, check_ours, check_place, digest_files, remove_own
 from nextloom.store.release import Release, open_release
 from nextloom.tokenize.documents import Grid
 from nextloom.tokenize.schedule import FINAL_GRIDS, schedule
@@ -44,6 +47,10 @@ if TYPE_CHECKING:
 CODE_VERSION = 1
 """Bumped by hand when the same recipe and weights would give other pictures or figures."""
 SUMMARY, SHEET = "summary.json", "grid.png"
+ABOUT = ("model", "tokenizer", "release", "release_digest", "images", "text")
+"""What a decoder's `config.json` says."""
+MADE = r"\d{4,}\.png|grid\.png|summary\.(json|part)"
+"""Names of what is drawn."""
 
 
 class DrawRecipe(Model):
@@ -53,8 +60,8 @@ class DrawRecipe(Model):
     """Folder of a trained decoder."""
     tokenizer: RootPath
     """Folder of the tokenizer it was trained with."""
-    output: RootPath
-    """Folder for the PNGs, `grid.png` and `summary.json`; replaced as a whole."""
+    output: OutputPath
+    """Folder for the PNGs, `grid.png` and `summary.json`; replaced as a whole, refused if it holds anything else."""
     dataset: RootPath
     """Folder of the dataset whose release gives captions."""
     release: str | None = None
@@ -88,14 +95,29 @@ class DrawRecipe(Model):
             raise ValueError("output must be a local folder of its own")
         return self
 
+    def reads(self) -> dict[str, str]:
+        """Field -> path of what is read."""
+        names = ("decoder", "tokenizer", "dataset", "text_tokenizer")
+        return {name: path for name in names if (path := getattr(self, name))}
+
     def settings(self) -> dict[str, Any]:
         """The fields that change the drawings, without those that name files: their digests stand for them."""
         places = {"decoder", "tokenizer", "output", "dataset", "release", "text_tokenizer", "batch"}
         return self.model_dump(mode="json", exclude=places)
 
 
-def draw_recipe(path: str, *, root: str, sets: Sequence[str] | None = None) -> dict[str, Any]:
+def draw_recipe(
+    path: str,
+    *,
+    root: str,
+    sets: Sequence[str] | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
     """Draw what the recipe at `path` says; what is drawn already, with the same weights, is not drawn again.
+
+    Args:
+        path, root, sets: the recipe, as in every verb.
+        on_progress: called with the pictures that are drawn and their whole number.
 
     Returns:
         The summary: state (drawn or fresh), drawings, grid (path), seconds; for captions of a release also
@@ -113,32 +135,56 @@ def draw_recipe(path: str, *, root: str, sets: Sequence[str] | None = None) -> d
         own = trained_release(recipe.dataset, about)
         release = open_release(recipe.dataset, recipe.release) if recipe.release else own
     identity = _identity(recipe, release)
+    check_place(recipe.output, recipe.reads())
     done = read(output / SUMMARY)
-    if done is None and output.is_dir() and any(output.iterdir()):
-        raise UserError(
-            "this folder holds other files, and drawings replace a folder",
-            where=recipe.output,
-            next="name another output",
-        )
-    if done is None or done["identity"] != identity:
-        part = output.with_name(f"{output.name}.part")
-        done = {**_draw(recipe, release, about, part), "identity": identity}
-        write(part / SUMMARY, {**done, "grid": str(output / SHEET)})
-        replace(part, output)
-        return {**done, "grid": str(output / SHEET), "state": "drawn"}
-    return {**done, "grid": str(output / SHEET), "state": "fresh"}
+    files = _files_of(done)
+    if done and done.get("identity") == identity and files and all((output / name).is_file() for name in files):
+        return {**done, "grid": str(output / SHEET), "state": "fresh"}
+    _check_ours(recipe, files)
+    _remove_left_over(output)
+    part = output.with_name(f".{output.name}.{uuid.uuid4().hex}.part")
+    done = {**_draw(recipe, release, about, part, on_progress), "identity": identity}
+    write(part / SUMMARY, {**done, "files": digest_files(part), "grid": str(output / SHEET)})
+    _check_ours(recipe, files)  # again: drawing takes its time
+    replace(part, output)
+    return {**done, "grid": str(output / SHEET), "state": "drawn"}
+
+
+def _files_of(summary: Any) -> dict[str, str]:
+    """Name -> digest of the drawings that a summary of ours names."""
+    files = (summary or {}).get("files")
+    made = isinstance(files, dict) and all(re.fullmatch(MADE, name) for name in files)
+    return files if made and isinstance(summary.get("identity"), str) else {}
+
+
+def _check_ours(recipe: DrawRecipe, files: dict[str, str]) -> None:
+    """Only what the summary names may go, and the summary itself."""
+    own = digest_files(Path(recipe.output), [SUMMARY]) if files else {}
+    check_ours(recipe.output, files, own, maker="nextloom generate")
+
+
+def _remove_left_over(output: Path) -> None:
+    """Remove what a killed drawing left beside the output: folders of our names, and in them only ours."""
+    name = re.compile(rf"\.{re.escape(output.name)}\.[0-9a-f]{{32}}\.(part|old)")
+    for path in output.parent.glob(".*") if output.parent.is_dir() else ():
+        if name.fullmatch(path.name):
+            remove_own(path, MADE)
 
 
 def _about(recipe: DrawRecipe) -> dict[str, Any]:
     """The decoder's `config.json`, checked against the tokenizer."""
-    about = json.loads(_need(recipe.decoder, "config.json").read_text())
+    about = read_json(_need(recipe.decoder, "config.json"))
     for folder in (recipe.decoder, recipe.tokenizer):
         for name in ("config.json", "model.safetensors"):
             _need(folder, name)
     tokenizer = folder_digest(recipe.tokenizer)
+    if absent := [name for name in ABOUT if name not in about]:
+        raise UserError(
+            f"this config.json says nothing of {absent[0]}", where=recipe.decoder, next="nextloom train RECIPE"
+        )
     if about["tokenizer"] != tokenizer:
         raise UserError(
-            f"the decoder was trained with tokenizer {about['tokenizer'][:12]}, this one is {tokenizer[:12]}",
+            f"the decoder was trained with tokenizer {str(about['tokenizer'])[:12]}, this one is {tokenizer[:12]}",
             where="tokenizer",
             next="name the tokenizer it was trained with, or train the decoder again: nextloom train RECIPE",
         )
@@ -158,7 +204,13 @@ def _need(folder: str, name: str) -> Path:
     return path
 
 
-def _draw(recipe: DrawRecipe, release: Release | None, about: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _draw(
+    recipe: DrawRecipe,
+    release: Release | None,
+    about: dict[str, Any],
+    folder: Path,
+    on_progress: Callable[[int, int], None],
+) -> dict[str, Any]:
     from nextloom.tokenize.tokenizer import Tokenizer
     from nextloom.train.decoder.task import load_decoder
 
@@ -172,8 +224,7 @@ def _draw(recipe: DrawRecipe, release: Release | None, about: dict[str, Any], fo
         captions = [original.caption for original in found]
     tokenizer, decoder = Tokenizer.load(recipe.tokenizer), load_decoder(recipe.decoder)[0]
     scales = about["images"]["config"]["scales"]
-    drawings = _drawings(recipe, decoder, tokenizer, prompts, scales)
-    shutil.rmtree(folder, ignore_errors=True)
+    drawings = _drawings(recipe, decoder, tokenizer, prompts, scales, on_progress)
     folder.mkdir(parents=True)
     for k, drawing in enumerate(drawings):
         Image.fromarray(drawing).save(folder / f"{k:04d}.png")
@@ -207,7 +258,12 @@ def _figures(drawings: list[np.ndarray], targets: list[np.ndarray], seen: np.nda
 
 
 def _drawings(
-    recipe: DrawRecipe, decoder: NextFlow, tokenizer: Tokenizer, prompts: Prompts, scales: int
+    recipe: DrawRecipe,
+    decoder: NextFlow,
+    tokenizer: Tokenizer,
+    prompts: Prompts,
+    scales: int,
+    on_progress: Callable[[int, int], None],
 ) -> list[np.ndarray]:
     """uint8 pictures, one per prompt; those of one shape are drawn `batch` at a time."""
     import torch
@@ -234,6 +290,7 @@ def _drawings(
             x = tokenizer.decode_codes(torch.from_numpy(np.stack(codes)), grids)
             for k, picture in zip(part, x, strict=True):
                 out[k] = pixels.from_model(picture.float().numpy())
+            on_progress(sum(len(picture) > 0 for picture in out), len(out))
     return out
 
 

@@ -31,3 +31,7 @@ class DecoderRecipe(Training):
     """Share of samples without their caption, drawn anew in each epoch, so that guidance has a null prompt to learn."""
     alpha: float = Field(0.9, ge=0)
     """Exponent of the scale weights in the loss; 0 weighs every code the same."""
+
+    def reads(self) -> dict[str, str]:
+        """As in `Training`."""
+        return {**super().reads(), "tokenizer": self.tokenizer}

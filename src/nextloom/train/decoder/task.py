@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nextloom.errors import UserError
@@ -21,6 +21,7 @@ from nextloom.hashing import hash64
 from nextloom.model.config import ModelConfig
 from nextloom.model.layout import lay_out
 from nextloom.model.transformer import Batch, NextFlow
+from nextloom.model_files import check_shapes, load_tensors, read_json
 from nextloom.tokenize.documents import Document
 from nextloom.tokenize.tokenizer_config import CONFIG_FILE, WEIGHTS_FILE
 from nextloom.tokenize.tokenizer_config import digest as tokenizer_digest
@@ -147,12 +148,19 @@ def load_decoder(folder: str | Path) -> tuple[NextFlow, dict[str, Any]]:
     """The decoder in a folder, in evaluation mode and frozen, and its `config.json`.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or configuration and weights do not fit; nothing of their size is allocated before.
     """
-    path = Path(folder) / CONFIG_FILE
+    path, weights = Path(folder) / CONFIG_FILE, Path(folder) / WEIGHTS_FILE
     if not path.is_file():
         raise UserError("no decoder in this folder", where=str(folder), next="nextloom train RECIPE")
-    config = json.loads(path.read_text())
-    model = NextFlow(ModelConfig(**config["model"]))
-    model.load_state_dict(load_file(Path(folder) / WEIGHTS_FILE))
+    config, again = read_json(path), "train it again: nextloom train RECIPE"
+    try:
+        sizes = ModelConfig.model_validate(config.get("model"))
+    except ValueError as error:
+        raise UserError(f"no configuration of a decoder: {error}", where=str(path), next=again) from None
+    with torch.device("meta"):
+        wanted = {name: tuple(value.shape) for name, value in NextFlow(sizes).state_dict().items()}
+    check_shapes(weights, wanted, next=again)
+    model = NextFlow(sizes)
+    model.load_state_dict(load_tensors(weights, wanted, next=again))
     return model.requires_grad_(False).eval(), config

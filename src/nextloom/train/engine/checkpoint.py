@@ -5,17 +5,20 @@
                                average.safetensors    averaged weights, where the recipe asks for them
                                state.json             step, learning-rate step, cursor of the data, RNG of every
                                                       worker, seconds, identity of the training
+                               checksums.json         size and sha256 of each of these files
 
-A folder is written under another name and renamed, so a kill leaves the checkpoints before it. Plain safetensors
-and JSON, because replicated weights need no sharded format: any part can be read, named and missed without a
-process group. Price paid: one worker writes everything; sharded weights will bring `torch.distributed.checkpoint`.
+A folder is written under another name, is on disk, and then is renamed, so a kill leaves the checkpoints before it.
+Every byte is compared with its checksum before it is resumed from. Plain safetensors and JSON, because replicated
+weights need no sharded format: any part can be read, named and missed without a process group. Trade-off: one worker
+writes everything; sharded weights will bring `torch.distributed.checkpoint`.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
+import re
+import shlex
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -30,12 +33,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nextloom.errors import UserError
+from nextloom.outputs import remove_own
+from nextloom.train.engine.checksums import damage, seal
 from nextloom.train.engine.ema import Average
+from nextloom.train.engine.folder import CHECKPOINTS, LEFT_OVER, sync
 from nextloom.train.engine.training import differences
 
-FOLDER = "checkpoints"
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 AVERAGE = "average.safetensors"
+WHOLE = r"step-\d{9}"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 Rng = dict[str, Any]
 
@@ -65,8 +71,8 @@ def save(
     keep: int,
     average: Average | None = None,
 ) -> Path:
-    """Write the checkpoint of `progress.cursor` and drop all but the newest `keep`."""
-    base = folder / FOLDER
+    """Write the checkpoint of `progress.cursor`, have it on disk, and drop all but the newest `keep`."""
+    base = folder / CHECKPOINTS
     target = base / f"step-{progress.cursor:09d}"
     part = base / f".{uuid.uuid4().hex}"
     part.mkdir(parents=True)
@@ -81,12 +87,16 @@ def save(
     if average:
         save_file({name: value.cpu().contiguous() for name, value in average.values.items()}, part / AVERAGE)
     (part / STATE).write_text(json.dumps({**asdict(progress), "identity": identity}))
+    seal(part)
     for path in (*part.iterdir(), part):
-        _sync(path)
+        sync(path)
     if target.exists():
-        shutil.rmtree(target)
-    part.rename(target)
-    _sync(base)
+        target.rename(base / f".{uuid.uuid4().hex}")
+        part.rename(target)
+        clean(folder)
+    else:
+        part.rename(target)
+    sync(base)
     for old in saved(folder)[:-keep]:
         shutil.rmtree(old)
     return target
@@ -94,13 +104,13 @@ def save(
 
 def saved(folder: Path) -> list[Path]:
     """Checkpoints of a run, oldest first."""
-    return sorted((folder / FOLDER).glob("step-*"))
+    found = (folder / CHECKPOINTS).glob("step-*")
+    return sorted(p for p in found if re.fullmatch(WHOLE, p.name) and p.is_dir() and not p.is_symlink())
 
 
 def clean(folder: Path) -> None:
     """Remove what a killed writer left behind."""
-    for path in (folder / FOLDER).glob(".*"):
-        shutil.rmtree(path)
+    remove_own(folder / CHECKPOINTS, LEFT_OVER)
 
 
 def resume(
@@ -113,7 +123,7 @@ def resume(
     """Load the newest checkpoint into `model`, `optimizer` and `average`; a new `Progress` when there is none.
 
     Raises:
-        UserError: it lacks a part, or belongs to another training.
+        UserError: it is damaged, lacks a part, or belongs to another training.
     """
     found = saved(folder)
     return load(found[-1], model, optimizer, identity, average) if found else Progress()
@@ -123,6 +133,8 @@ def load(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: Mapping, average: Average | None = None
 ) -> Progress:
     """Load one checkpoint; nothing is changed when it is refused."""
+    if wrong := damage(path):
+        raise UserError(f"this checkpoint is not as it was written: {wrong}", where=str(path), next=_instead(path))
     state = _read_state(path)
     different = differences(state["identity"], identity)
     if different:
@@ -176,15 +188,6 @@ def _bytes(hexadecimal: str) -> Tensor:
     return torch.from_numpy(np.frombuffer(bytes.fromhex(hexadecimal), np.uint8).copy())
 
 
-def _sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _read_state(path: Path) -> dict[str, Any]:
     try:
         state = json.loads((path / STATE).read_text())
@@ -222,5 +225,16 @@ def _lacks(path: Path, part: str) -> UserError:
     return UserError(
         f"this checkpoint lacks {part}; resuming from it would not give the same training",
         where=str(path),
-        next=f"remove {path}, and the run goes on from the checkpoint before it",
+        next=_instead(path),
     )
+
+
+def _instead(path: Path) -> str:
+    """How to go on without the checkpoint at `path`: from the newest whole one before it."""
+    before = [p for p in saved(path.parent.parent) if p.name < path.name]
+    whole = next((p for p in reversed(before) if damage(p) is None), None)
+    if whole is None:
+        return f"no whole checkpoint is before it: start over with --fresh, or put back a copy of {path}"
+    gone = " ".join(shlex.quote(str(p)) for p in (*before[before.index(whole) + 1 :], path))
+    step = int(whole.name.removeprefix("step-"))
+    return f"rm -r {gone}, and the same command goes on from {whole.name} ({step:,} steps done), which is whole"

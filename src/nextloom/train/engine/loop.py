@@ -15,7 +15,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -71,6 +71,7 @@ def train(
     rank: int = 0,
     world: int = 1,
     until: int | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[nn.Module, Progress]:
     """Train from the newest checkpoint of the run to the last step; called by every worker.
 
@@ -81,6 +82,7 @@ def train(
         rank, world: this worker; with world > 1 a process group is up.
         until: stop early, after this many steps and with a checkpoint, as a time limit would; the learning rate is
             that of the whole training, so that it can go on from there.
+        stop: asked on the first worker once a step; True ends the training after it, with a checkpoint.
 
     Returns:
         The model, with averaged weights once the last step is done where the recipe asks for them, and where the
@@ -105,10 +107,17 @@ def train(
     progress = checkpoint.resume(folder, model, optimizer, identity, average)
     _set_rng(progress, recipe.seed, rank, world)
     tracker = Tracker(folder, progress.cursor, workers=world, threads=torch.get_num_threads()) if rank == 0 else None
-    stop = min(recipe.steps, until or recipe.steps)
-    start = time.perf_counter()
+    end = min(recipe.steps, until or recipe.steps)
+    start = last_save = time.perf_counter()
     last_log = (progress.cursor, progress.counted, start)
-    while progress.cursor < stop:
+    minutes = execution.checkpoint_minutes or math.inf
+
+    def wishes() -> tuple[bool, bool]:
+        """Of the first worker: to stop, and to have a checkpoint."""
+        return (stop(), time.perf_counter() - last_save >= 60 * minutes) if rank == 0 else (False, False)
+
+    leave = _first_says(wishes()[0], world)
+    while progress.cursor < end and not leave:
         step = progress.cursor
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate(progress.lr_step)
@@ -123,7 +132,7 @@ def train(
             )
         _finite(loss, "loss", step, recipe)
         (total / whole).backward()
-        _sum_gradients(parameters, world)
+        leave, due = _sum_gradients(parameters, world, wishes)
         norms = _clip(model, parameters, recipe.clip)
         for norm in norms.values():
             _finite(norm, "gradient's norm", step, recipe)  # clipping made NaN of it: no step with that
@@ -133,6 +142,8 @@ def train(
             average.update(model, step + 1)
         progress.cursor, progress.lr_step = step + 1, progress.lr_step + 1
         progress.counted += whole
+        if tracker:
+            tracker.beat(step + 1)
         if log_now and tracker:
             now, (logged, counted, before) = time.perf_counter(), last_log
             means = {name: value / weight for name, (value, weight) in sums.items() if weight}
@@ -149,9 +160,9 @@ def train(
             tracker.log(step + 1, {"loss": loss / whole, **means, **figures})
             start += time.perf_counter() - now  # judging is no training
             last_log = (step + 1, progress.counted, time.perf_counter())
-        if (step + 1) % execution.checkpoint_every == 0 or step + 1 == stop:
+        if (step + 1) % execution.checkpoint_every == 0 or step + 1 == end or leave or due:
             progress.seconds += time.perf_counter() - start
-            start = time.perf_counter()
+            start = last_save = time.perf_counter()
             progress.rng = _gather_rng(world)
             if rank == 0:
                 checkpoint.save(folder, model, optimizer, progress, identity, execution.keep, average)
@@ -227,18 +238,34 @@ def _sum_over_workers(total: Tensor, count: int, metrics: Metrics, world: int) -
     return {name: (numbers[2 * i], numbers[2 * i + 1]) for i, name in enumerate(names)}
 
 
-def _sum_gradients(parameters: list[nn.Parameter], world: int) -> None:
-    """Add up the workers' gradients; a parameter without one has zeros, whatever the number of workers."""
+def _first_says(wish: bool, world: int) -> bool:
+    """What the first worker wishes, on every worker."""
+    every = [wish]
+    if world > 1:
+        dist.broadcast_object_list(every, 0)
+    return every[0]
+
+
+def _sum_gradients(
+    parameters: list[nn.Parameter], world: int, wishes: Callable[[], tuple[bool, bool]]
+) -> tuple[bool, bool]:
+    """Add up the workers' gradients; a parameter without one has zeros, whatever the number of workers.
+
+    What the first worker wishes by now travels with them, so that all workers end after the same step.
+    """
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     if world == 1:
-        return
+        return wishes()
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    told = torch.tensor(wishes(), dtype=gradients[0].dtype, device=gradients[0].device)
+    flat = torch.cat([told, *(gradient.reshape(-1) for gradient in gradients)])
     dist.all_reduce(flat)
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+    for gradient, part in zip(gradients, flat[len(told) :].split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(part.view(gradient.shape))
+    leave, due = (bool(wish) for wish in flat[: len(told)].tolist())
+    return leave, due
 
 
 def _gather_rng(world: int) -> list[checkpoint.Rng]:

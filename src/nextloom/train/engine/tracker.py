@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-METRICS = "metrics.jsonl"
-TENSORBOARD = "tensorboard"
-PICTURES = "pictures"
+from nextloom.train.engine.folder import METRICS, PICTURES, PROGRESS, TENSORBOARD
+
+BEAT_SECONDS = 5.0
+"""Between two notes of how far it is."""
 
 
 class Tracker:
@@ -34,7 +35,7 @@ class Tracker:
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
-        self._pictures = folder / PICTURES
+        self._folder, self._pictures, self._beat = folder, folder / PICTURES, float("-inf")
         path = folder / METRICS
         kept = [line for line in read(folder) if "event" in line or line["step"] <= step]
         part = path.with_suffix(".part")
@@ -50,6 +51,15 @@ class Tracker:
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
+    def beat(self, step: int) -> None:
+        """Note that `step` steps are done; now and then, so that it may be called after each."""
+        if time.monotonic() - self._beat < BEAT_SECONDS:
+            return
+        self._beat = time.monotonic()
+        part = (self._folder / PROGRESS).with_suffix(".part")
+        part.write_text(json.dumps({"step": step, "time": time.time()}))
+        part.replace(self._folder / PROGRESS)
+
     def picture(self, step: int, rgb: np.ndarray) -> None:
         """(height, width, 3) uint8 of what the model makes after `step` steps: `pictures/step-<step>.png`."""
         self._pictures.mkdir(exist_ok=True)
@@ -64,6 +74,14 @@ class Tracker:
     def _write(self, line: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+
+
+def read_beat(folder: Path) -> dict[str, Any] | None:
+    """What `Tracker.beat` noted last: step, and time in seconds since 1970."""
+    try:
+        return json.loads((folder / PROGRESS).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from nextloom.config import Model, RootPath
+from nextloom.outputs import RUN_SUFFIX, OutputPath
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Bumped by hand when the same recipe and data would train to other weights."""
 
 
@@ -31,6 +32,8 @@ class Execution(Model):
     only at the same number."""
     checkpoint_every: int = Field(100, gt=0)
     """Steps between checkpoints; a kill costs at most that much work."""
+    checkpoint_minutes: float | None = Field(None, gt=0)
+    """A checkpoint also when so many minutes have gone by since the last one; default: steps alone count."""
     keep: int = Field(2, gt=0)
     """Checkpoints kept, the newest ones."""
     log_every: int = Field(10, gt=0)
@@ -48,9 +51,9 @@ class Training(Model):
     places: ClassVar[frozenset[str]] = frozenset({"output", "dataset", "release", "execution"})
     """Fields that are not identity; what they point to is, by its digest (`nextloom.train.inputs`)."""
 
-    output: RootPath
-    """Folder of the finished model and of nothing else, since its digest is its identity. `<output>.run` beside it
-    holds checkpoints, metrics and the receipt."""
+    output: OutputPath
+    """Folder of the finished model and of nothing else, since its digest is its identity; what else lies there is
+    refused. `<output>.run` beside it holds checkpoints, metrics and the receipt."""
     dataset: RootPath
     """Folder of the dataset."""
     steps: int = Field(ge=1)
@@ -72,7 +75,7 @@ class Training(Model):
     seed: int = 0
     """Of the first weights and of the order of the data."""
     precision: Literal["fp32", "bf16"] = "bf16"
-    """Type of matrix products; weights, moments and losses are always fp32."""
+    """Type of matrix products; weights, moments and losses are always fp32, without TF32 also on a GPU."""
     execution: Execution = Execution()
     """How it runs."""
 
@@ -88,7 +91,11 @@ class Training(Model):
     @property
     def run_folder(self) -> Path:
         """Where the training keeps its own files."""
-        return Path(f"{self.output.rstrip('/')}.run")
+        return Path(f"{self.output.rstrip('/')}{RUN_SUFFIX}")
+
+    def reads(self) -> dict[str, str]:
+        """Field -> path of every folder and file that the training reads."""
+        return {"dataset": self.dataset}
 
     def identity(self) -> dict[str, Any]:
         """The fields that change the result, as plain data."""

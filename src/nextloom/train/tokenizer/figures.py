@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nextloom import pixels
 from nextloom.tokenize.documents import Grid
-from nextloom.tokenize.quantizer import one_thread
+from nextloom.tokenize.quantizer import bit_rule
 from nextloom.tokenize.tokenizer import Tokenizer
 from nextloom.tokenize.tokenizer_config import pack_indices, unpack_indices
 from nextloom.train.pictures.likeness import psnr
@@ -106,13 +106,16 @@ class Figures:
 
 @torch.no_grad()
 def remainders(tokenizer: Tokenizer, restored: Restored) -> list[float]:
-    """Norm of what is left of the features after each scale, as a share of their own norm."""
-    with one_thread():
-        z = tokenizer.encode(restored.x)
+    """Norm of what is left of the features after each scale, as a share of their own norm.
+
+    The features are those that gave the codes, by the bit rule, and so are the sums.
+    """
+    z = tokenizer.features(restored.x)
     rest, size, out = z, z.shape[-2:], []
     sizes = [h * w for h, w in restored.grids]
-    for grid, part in zip(restored.grids, np.split(restored.codes, np.cumsum(sizes)[:-1]), strict=True):
-        codes = torch.from_numpy(part).to(z.device)[None]
-        rest = rest - tokenizer.quantizer.features(codes, [grid], (int(size[0]), int(size[1])))
-        out.append(float(rest.norm() / z.norm()))
+    with bit_rule(z.device):
+        for grid, part in zip(restored.grids, np.split(restored.codes, np.cumsum(sizes)[:-1]), strict=True):
+            codes = torch.from_numpy(part).to(z.device)[None]
+            rest = rest - tokenizer.quantizer.features(codes, [grid], (int(size[0]), int(size[1])))
+            out.append(float(rest.norm() / z.norm()))
     return out

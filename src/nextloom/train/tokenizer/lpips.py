@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from nextloom.errors import UserError
+from nextloom.model_files import load_pickled
 from nextloom.train.tokenizer.inputs import LPIPS_COMMANDS, lpips_files
 
 BLOCKS = ((0, 4), (4, 9), (9, 16), (16, 23), (23, 30))
@@ -65,7 +66,7 @@ class Lpips(nn.Module):
         backbone, heads = lpips_files(folder)
         model = cls()
         names = {f"blocks.{k}.{i - low}": i for k, (low, high) in enumerate(BLOCKS) for i in range(low, high)}
-        trunk, weights = (torch.load(f, map_location="cpu", weights_only=True) for f in (backbone, heads))
+        trunk, weights = (load_pickled(f, next=LPIPS_COMMANDS) for f in (backbone, heads))
         state = {}
         for name in model.state_dict():
             layer, _, kind = name.rpartition(".")

@@ -127,6 +127,11 @@ class TokenizerRecipe(Training):
             raise ValueError("stage joint trains both branches; tokenizer.semantic_dim is 0, which is stage pixel")
         return self
 
+    def reads(self) -> dict[str, str]:
+        """As in `Training`."""
+        start = {f"init_from.{name}": value for name, value in self.init_from.model_dump().items() if value}
+        return {**super().reads(), **start, **({"lpips": self.lpips} if self.lpips else {})}
+
     def identity(self) -> dict[str, Any]:
         """As in `Training`; the network of stage `decoder` is told by the folder that it starts from."""
         return {k: v for k, v in super().identity().items() if self.stage != "decoder" or k != "tokenizer"}

@@ -13,7 +13,7 @@ Source: NextFlow (arXiv 2601.02204), tokenizer comparison: PSNR and SSIM at 512 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,16 +61,28 @@ class ReconstructionRecipe(Model):
     """Where it runs; codes on a GPU may differ where two tie to about 1e-6."""
 
 
-def evaluate_recipe(path: str, *, root: str, sets: Sequence[str] | None = None) -> dict[str, Any]:
+def evaluate_recipe(
+    path: str,
+    *,
+    root: str,
+    sets: Sequence[str] | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
     """Restore what the recipe at `path` names; as `evaluate`."""
     data = override(load_yaml(path), list(sets or []))
     if (kind := data.get("evaluate", "reconstruction")) != "reconstruction":
         raise UserError(f"unknown evaluation {kind!r}; known: reconstruction", where="evaluate")
-    return evaluate(validate(ReconstructionRecipe, data, where="", root=root))
+    return evaluate(validate(ReconstructionRecipe, data, where="", root=root), on_progress)
 
 
-def evaluate(recipe: ReconstructionRecipe) -> dict[str, Any]:
+def evaluate(
+    recipe: ReconstructionRecipe, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, Any]:
     """Figures per level.
+
+    Args:
+        recipe: what to restore.
+        on_progress: called with the pictures that are restored and the number of files.
 
     Returns:
         tokenizer (digest), dataset_name, files, failed (their number), failures (path and message of the first
@@ -95,7 +107,8 @@ def evaluate(recipe: ReconstructionRecipe) -> dict[str, Any]:
     failures: list[dict[str, str]] = []
     figures = {level: Figures(tokenizer.config.codes) for level in recipe.levels}
     counts = {level: {"pictures": 0, "enlarged": 0, "too_long": 0} for level in recipe.levels}
-    for rgb in _pictures(files, failures):
+    for done, rgb in enumerate(_pictures(files, failures)):
+        on_progress(done, len(files))
         for level in recipe.levels:
             scales = LEVELS[level]
             try:

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from nextloom.model_files import load_tensors
 from nextloom.tokenize import teacher as teachers
 from nextloom.tokenize.siglip import SiglipTower
 from nextloom.tokenize.teacher import Teacher
@@ -62,8 +62,8 @@ def make_teacher(recipe: TokenizerRecipe, config: TokenizerConfig, device: torch
 
 def _take(tokenizer: Tokenizer, folder: str, wanted: Callable[[str], bool]) -> None:
     """Copy the weights that `wanted` names out of a tokenizer's folder; all of them must be there."""
-    found = load_file(Path(folder) / WEIGHTS_FILE)
     own: dict[str, Tensor] = tokenizer.state_dict()
     names = [name for name in own if wanted(name)]
-    assert all(name in found and found[name].shape == own[name].shape for name in names), "checked by their configs"
+    shapes = {name: tuple(own[name].shape) for name in names}
+    found = load_tensors(Path(folder) / WEIGHTS_FILE, shapes, next="train it again: nextloom train RECIPE")
     tokenizer.load_state_dict({**own, **{name: found[name] for name in names}})
