@@ -50,7 +50,9 @@ class Originals:
         uri, version = row["uri"], row.get("version") or ""
         raw = self._content.fetch(row)
         if (size := row.get("size")) and size != len(raw):
-            raise ContentError("the file changed since it was listed", f"{len(raw):,} bytes, {size:,} when it was listed")
+            raise ContentError(
+                "the file changed since it was listed", f"{len(raw):,} bytes, {size:,} when it was listed"
+            )
         whole = row.get("member") is None and row.get("offset") is None and not is_uri(uri)
         if whole and (listed := _STAMP.match(version)) and self._door.stamp(uri) != listed[0]:
             raise ContentError("the file changed since it was listed", "another time of change")

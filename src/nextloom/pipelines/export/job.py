@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from nextloom.op import error_value
 from nextloom.pipelines.export.hugging_face import HuggingFaceFormat
 from nextloom.pipelines.export.keys import KeysFormat
 from nextloom.pipelines.export.parquet import ParquetFormat
-from nextloom.pipelines.export.place import ERRORS, MANIFEST, OWN, Place, Sink
+from nextloom.pipelines.export.place import ERRORS, MANIFEST, OWN, Place
 from nextloom.pipelines.export.rows import Chosen, Sample
 from nextloom.pipelines.export.webdataset import WebDatasetFormat
 
@@ -28,33 +28,14 @@ LAYOUT = 1
 """Bumped when the same rows are written otherwise."""
 SHARD_MB = 256
 
-FORMATS: dict[str, type[Format]] = {}
-
-
-class Format(Protocol):
-    """How rows become files."""
-
-    pattern: Any
-    needs_bytes: Any
-    rows: Any
-
-    def __init__(self, chosen: Chosen) -> None: ...
-    def begin(self, sink: Sink) -> None:
-        """Start a shard."""
-
-    def add(self, sample: Sample) -> None:
-        """Add a row to it."""
-
-    def end(self) -> None:
-        """Finish it."""
-
-
-FORMATS |= {
+Format = WebDatasetFormat | ParquetFormat | KeysFormat
+FORMATS: dict[str, type[Format]] = {
     "webdataset": WebDatasetFormat,
     "parquet": ParquetFormat,
     "hf": HuggingFaceFormat,
     "keys": KeysFormat,
 }
+"""Name -> what writes it: `begin`, `add` and `end` of one shard after the other."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,8 +36,8 @@ class KeysFormat:
 
     def begin(self, sink: Sink) -> None:
         """Start a shard."""
-        self._text = io.TextIOWrapper(sink, "utf-8", newline="", write_through=False)  # type: ignore[arg-type]
-        self._csv = csv.writer(self._text, lineterminator="\n")
+        self._text = text = io.TextIOWrapper(sink, "utf-8", newline="")  # type: ignore[arg-type]
+        self._csv = csv.writer(text, lineterminator="\n")
         self._csv.writerow(["key", "caption", *self._names])
 
     def add(self, sample: Sample) -> None:

@@ -19,7 +19,7 @@ import itertools
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +229,7 @@ class Place:
     # ---- shards
 
     @contextlib.contextmanager
-    def shard(self, name: str) -> Iterator[tuple[Sink, Any]]:
+    def shard(self, name: str) -> Generator[tuple[Sink, Any]]:
         """A file to write; the second value is called to put it in place. Without that, nothing is left of it."""
         with self._temporary() as (file, temporary):
             sink = Sink(file)
@@ -254,7 +254,7 @@ class Place:
         self._replace(self._folder, name, data)
 
     @contextlib.contextmanager
-    def _temporary(self) -> Iterator[tuple[Any, str]]:
+    def _temporary(self) -> Generator[tuple[Any, str]]:
         name = f"tmp-{next(self._numbers)}"
         with open(os.open(name, _NEW, 0o666, dir_fd=self._own), "wb", buffering=1 << 20) as file:
             try:
