@@ -12,6 +12,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from urllib.parse import unquote
 
 import datasets
 import numpy as np
@@ -29,7 +30,8 @@ from nextloom.curation.sources.table import Table
 from nextloom.curation.sources.webdataset import WebDataset
 from nextloom.errors import UserError
 from nextloom.pipelines.export import Chosen, Options, export
-from nextloom.pipelines.export.keys import read_cell
+from nextloom.pipelines.export.keys import cell, read_cell
+from nextloom.pipelines.export.names import Names
 from nextloom.pipelines.export.place import Place
 from nextloom.store.release import open_release
 
@@ -131,6 +133,71 @@ def test_keys_are_read_back_and_no_image_is_needed(tmp_path):
     assert [row["key"] for row in read] == ["'=1", "b\n", "''c", "ü"]
     frame = polars.read_csv(f"{folder}/*.csv")
     assert frame.height == 4
+
+
+@pytest.mark.parametrize(
+    "text", ["=1", "'=1", "''", "%41", "a%41", "\r", " -x", "a\0b", "é\n", "＝", "\u202e%", 'plain, "x"']
+)
+def test_a_cell_gives_its_text_back(text):
+    assert read_cell(cell(text)) == text
+
+
+KEYS = [
+    *(
+        "cat",
+        "cat.jpg",
+        "cat.png",
+        "cat.jpg.png",
+        "cat%2Ejpg",
+        "cat%2Ejpg.png",
+        "cat.JPG",
+        "a/cat",
+        "/a/cat",
+        "//a/cat",
+    ),
+    *(
+        "a//cat",
+        "a/cat/",
+        "a/",
+        "",
+        "%",
+        "%25",
+        ".",
+        "..",
+        "../..",
+        " a",
+        "a ",
+        "con",
+        "CON.jpg",
+        "%63on",
+        "~",
+        "a~b",
+        "-a",
+    ),
+    *(
+        "x" * 5000,
+        "x" * 4999 + "y",
+        "x" * 5000 + ".jpg",
+        "a/" * 999,
+        "é",
+        "e\u0301",
+        "\0",
+        "\n",
+        "\u202e",
+        "a\\b",
+        "a:b",
+    ),
+]
+
+
+def test_names_are_never_two_alike_and_give_the_key_back():
+    names = [Names(KEYS).of(key) for key in KEYS]
+    assert len(set(names)) == len(KEYS)
+    for key, name in zip(KEYS, names, strict=True):
+        assert "~" in name or unquote(name) in (key, key.rpartition(".")[0]) or key == ""
+        assert not name.startswith("/") and "//" not in name and "." not in name
+    assert [Names(KEYS).of(key) for key in ("a/cat", "é", "con")] == ["a/cat", "é", "%63on"]
+    assert Names(["b/cat.jpg", "a.b", "1.0/x.PNG"]).of("1.0/x.PNG") == "1%2E0/x"
 
 
 def test_an_export_is_the_same_twice_and_its_manifest_says_what_it_holds(photos, tmp_path):

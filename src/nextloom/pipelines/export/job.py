@@ -143,7 +143,7 @@ def _shards(
         if at >= rows:
             return
         stored = place.read(f"shards/{number:06d}.json")
-        record = Record(**stored) if stored else None
+        record = _record(stored, place, writer.pattern.format(number), at) if stored else None
         whole = record is not None and (record.name is None or place.size_of(record.name) == record.size)
         if record is None or not whole:
             if source is None or source.at != at:
@@ -159,6 +159,17 @@ def _shards(
         at = record.end
         tell(record.end - record.first, len(record.failed))
         yield record, not whole
+
+
+def _record(stored: Any, place: Place, name: str, at: int) -> Record:
+    """What a record says, once it is seen to be one of the shard called `name`, that begins at row `at`."""
+    try:
+        record = Record(**stored)
+        if record.name in (name, None) and record.first == at < record.end and record.rows + len(record.failed) > 0:
+            return record
+    except TypeError:
+        pass
+    raise UserError(f"the record of {name} is damaged", where=place.path, next="export into an empty folder")
 
 
 class _Source:

@@ -46,21 +46,24 @@ class WebDatasetFormat:
         self._member(f"{name}.{suffix_of(sample.raw, sample.key, sample.uri)}", sample.raw)
         if sample.caption is not None:
             self._member(f"{name}.txt", sample.caption.encode())
-        self._member(f"{name}.json", dumps(self._told(sample)).encode())
+        self._member(f"{name}.json", self._told(sample).encode())
         for column in self._binary:
             if (value := sample.values[column]) is not None:
                 self._member(f"{name}.{column}.bin", value)
 
-    def _told(self, sample: Sample) -> dict[str, Any]:
-        told: dict[str, Any] = {"key": sample.key}
-        if sample.sidecar is not None:
-            told["sidecar"] = _parsed(sample.sidecar)
+    def _told(self, sample: Sample) -> str:
         columns: dict[str, dict[str, Any]] = {}
         for name, value in sample.values.items():
             step, _, inner = name.partition(".")
             if name not in self._binary:
                 columns.setdefault(step, {})[inner] = value
-        return told | ({"columns": columns} if columns else {})
+        told: dict[str, Any] = {"key": sample.key} | ({"columns": columns} if columns else {})
+        if sample.sidecar is None:
+            return dumps(told)
+        try:
+            return dumps(told | {"sidecar": json.loads(sample.sidecar)})
+        except (ValueError, RecursionError):  # no JSON, or nested too deeply: its text
+            return dumps(told | {"sidecar": sample.sidecar})
 
     def _member(self, name: str, data: bytes) -> None:
         assert self._tar is not None
@@ -72,11 +75,3 @@ class WebDatasetFormat:
         """Finish the shard."""
         assert self._tar is not None
         self._tar.close()
-
-
-def _parsed(text: str) -> Any:
-    """JSON as data; as its text where it is none."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
