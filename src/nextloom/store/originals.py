@@ -1,8 +1,9 @@
 """The bytes of the rows of a release, as they were listed: the one way to them for training, export and Python.
 
-A release lists files, it does not hold their bytes. They come from where the source found them or, where a column of
-the release brings bytes (`download`), out of that column. A file that changed since it was listed is another row, so
-its bytes are refused even where it has the same size. They are read through the door of the release. A row that an Expand made is one frame of its parent's bytes.
+A release lists files, it does not hold their bytes. They come from where the source found them, through the door of
+the release, or, where a column of it brings bytes (`download`), out of that column. A file that changed since it was
+listed is another row, so its bytes are refused even where it has the same size. A row that an Expand made is one frame
+of its parent's bytes.
 """
 
 from __future__ import annotations

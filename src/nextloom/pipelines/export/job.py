@@ -7,9 +7,9 @@ is made of the same rows. rows = written + failed, or the export does not end.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -90,7 +90,7 @@ class Summary:
 
 
 def export(
-    chosen: Chosen, folder: str | Path, options: Options, tell: Callable[[int, int], None] | None = None
+    chosen: Chosen, folder: str | os.PathLike[str], options: Options, tell: Callable[[int, int], None] | None = None
 ) -> Summary:
     """Write the rows of a release to a folder; going on where an earlier call for the same ended.
 

@@ -20,7 +20,6 @@ import json
 import os
 import stat
 from collections.abc import Generator, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from nextloom.errors import UserError
@@ -83,7 +82,7 @@ class Place:
         UserError: on entering: the folder is a link, holds something else, or is being written by another export.
     """
 
-    def __init__(self, folder: str | Path, claim: Mapping[str, Any]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], claim: Mapping[str, Any]) -> None:
         self.path, self._claim = os.path.abspath(folder), json.loads(json.dumps(claim))
         self._open = contextlib.ExitStack()
         self._numbers = itertools.count()
@@ -274,7 +273,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def check_apart(folder: str | Path, *, root: str, sources: Iterable[str]) -> None:
+def check_apart(folder: str | os.PathLike[str], *, root: str, sources: Iterable[str]) -> None:
     """Refuse a folder inside of the datasets of `root`, or of a folder that a source lists.
 
     Raises:
