@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from typing import Annotated
+import textwrap
+from typing import Annotated, Any
 
 import typer
 
-from nextloom.cli.application import RecipeArg, Root, Sets, app, load
-from nextloom.cli.tables import say
+from nextloom.cli.application import AsJson, RecipeArg, Root, Sets, app, load
+from nextloom.cli.tables import say, show, table_of
 from nextloom.config import DEFAULT_ROOT
 from nextloom.errors import UserError
 
@@ -69,3 +71,43 @@ def export(
             where=folder,
             next="bring them back and export into an empty folder, or let a run see that they are gone",
         )
+
+
+@app.command()
+def ops(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="one op or source; default: a list of all")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List ops and sources; of one its fields, defaults, columns and an example."""
+    from nextloom.pipelines.manual import page, pages
+
+    found = [page(name)] if name else pages()
+    if as_json:
+        print(json.dumps([each.as_dict() for each in found], indent=1, ensure_ascii=False))
+    elif name:
+        say(_page(found[0]))
+    else:
+        table = table_of("kind", "op", "what it does")
+        for each in found:
+            table.add_row(each.kind, each.name, each.summary)
+        show(table)
+        say("\nnextloom ops NAME shows fields, columns and an example of one")
+
+
+def _page(page: Any) -> str:
+    """What is known of one op, as text of at most about 110 columns."""
+    lines = [f"{page.name}: {page.kind}, {page.code}", "", page.summary]
+    if page.example:
+        lines += ["", "example", *textwrap.indent(page.example, "  ").splitlines()]
+    for title, fields in (("fields", page.fields), *((f"{name}:", inner) for name, inner in page.inner.items())):
+        lines += ["", title]
+        for each in fields:
+            default = "required" if each.default is None else f"default {each.default}"
+            lines.append(f"  {each.name}  {each.type}; {default}")
+            lines += textwrap.wrap(each.doc, 106, initial_indent="      ", subsequent_indent="      ")
+    if page.columns:
+        of = "rows that it makes" if page.kind in ("source", "expand") else "columns"
+        lines += ["", of, *(f"  {name}  {kind}" for name, kind in page.columns.items())]
+    if page.columns_doc:
+        lines += ["", *textwrap.indent(page.columns_doc, "  ").splitlines()]
+    return "\n".join([*lines, "", page.text]).rstrip()
