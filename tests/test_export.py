@@ -88,9 +88,9 @@ def test_webdataset_is_read_back_by_the_library(photos, tmp_path):
 def test_webdataset_is_read_back_by_its_source(photos, tmp_path):
     _, release, raws = photos
     folder = exported(release, tmp_path / "out", "webdataset", shard_rows=4)
-    rows, content = listing(WebDataset(path=str(folder))), content_of(folder)
-    found = {json.loads(row["sidecar"])["key"]: (content.fetch(row), row["caption"]) for row in rows}
-    assert len(rows) == len(raws)
+    rows, content = listing(WebDataset(path=str(folder), key="json")), content_of(folder)
+    found = {row["key"]: (content.fetch(row), row["caption"]) for row in rows}
+    assert [row["key"] for row in rows] == release.rows()["key"].to_pylist()
     assert found == {key: (raws[key], caption) for key, (caption, _) in original(release).items()}
 
 

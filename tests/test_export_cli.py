@@ -66,9 +66,9 @@ def test_an_export_from_before_the_first_run_to_the_frames(nextloom, folder, tmp
 
     out = str(tmp_path / "out")
     code, _, err = export(out, "--to", "parquet")
-    assert code == 1 and "no release 'kept' yet" in err and "next: nextloom release RECIPE kept" in err
+    assert code == 1 and "no release 'kept' yet" in err and "next: nextloom release toy.yaml kept" in err
     code, _, err = export(out, "--to", "parquet", "--rows", "keep")
-    assert code == 1 and err.startswith("error: --rows: the source changed") and "nextloom run RECIPE --to keep" in err
+    assert code == 1 and err.startswith("error: --rows: the source changed") and "nextloom run toy.yaml --to keep" in err
     assert nextloom("run", "toy.yaml")[0] == 0 and nextloom("release", "toy.yaml")[0] == 0
 
     code, told, _ = export(out, "--to", "parquet")

@@ -42,12 +42,14 @@ def export(
 
     Ends with code 1 where bytes of a row can no longer be read; all other rows are written then.
     """
-    from nextloom.pipelines.export import Chosen, Options, check_apart, find_release, rows_of
+    from nextloom.pipelines.export import FORMATS, Chosen, Options, check_apart, find_release, rows_of
     from nextloom.pipelines.export import export as write
     from nextloom.pipelines.progress import Progress
 
     if release and rows:
         raise UserError("give --release or --rows, not both")
+    if to not in FORMATS:
+        raise UserError(f"unknown format {to!r}; known: {', '.join(FORMATS)}", where="--to")
     if frames not in ("refuse", "png"):
         raise UserError(f"unknown value {frames!r}; known: refuse, png", where="--frames")
     loaded, dataset = load(recipe, root, sets)
@@ -59,6 +61,7 @@ def export(
         progress.start("export", 0, len(found.ids))
         options = Options(to, shard_mb, shard_rows, "png" if frames == "png" else "refuse")
         done = write(chosen, folder, options, lambda count, failed: progress.advance("export", count, failed))
+        progress.finish("export", {"rows": done.rows, "written": done.written, "failed": done.failed})
     shards = f"{done.shards:,} {'shard' if done.shards == 1 else 'shards'}"
     fresh = "" if done.made or not done.shards else "  (unchanged)"
     say(
