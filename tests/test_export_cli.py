@@ -68,7 +68,9 @@ def test_an_export_from_before_the_first_run_to_the_frames(nextloom, folder, tmp
     code, _, err = export(out, "--to", "parquet")
     assert code == 1 and "no release 'kept' yet" in err and "next: nextloom release toy.yaml kept" in err
     code, _, err = export(out, "--to", "parquet", "--rows", "keep")
-    assert code == 1 and err.startswith("error: --rows: the source changed") and "nextloom run toy.yaml --to keep" in err
+    assert (
+        code == 1 and err.startswith("error: --rows: the source changed") and "nextloom run toy.yaml --to keep" in err
+    )
     assert nextloom("run", "toy.yaml")[0] == 0 and nextloom("release", "toy.yaml")[0] == 0
 
     code, told, _ = export(out, "--to", "parquet")
@@ -81,6 +83,10 @@ def test_an_export_from_before_the_first_run_to_the_frames(nextloom, folder, tmp
 
     code, told, _ = export(str(tmp_path / "named"), "--to", "keys", "--release", "other-0001")
     assert code == 0 and "other-0001, 4 of 4 rows" in told
+    code, told, _ = export(str(tmp_path / "images"), "--to", "parquet", "--rows", "keep")
+    assert code == 0 and "rows of keep, 4 of 4" in told
+    image = polars.read_parquet(f"{tmp_path}/images/*.parquet")["image"][1]
+    assert image == (folder / "data/pics/p000.png").read_bytes()
     code, told, _ = export(
         str(tmp_path / "rows"), "--to", "keys", "--rows", "keep", "--columns", "stats.width,source.size"
     )

@@ -108,6 +108,8 @@ def export(
         raise UserError(f"unknown format {options.to!r}; known: {', '.join(FORMATS)}", where="--to")
     if options.shard_mb <= 0 or (options.shard_rows is not None and options.shard_rows <= 0):
         raise UserError("a shard holds more than nothing", where="--shard-mb, --shard-rows")
+    if kind.needs_bytes:
+        chosen.expect_bytes()
     rows = len(chosen.release.ids)
     with Place(folder, claim_of(chosen, options)) as place:
         writer = kind(chosen)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from nextloom import pixels
+from nextloom.content import WEB
 from nextloom.errors import UserError, did_you_mean
 from nextloom.pipelines.plan import Planner
 from nextloom.pipelines.recipe import SOURCE, Graph, Recipe, ReleaseSpec
@@ -86,11 +87,27 @@ class Chosen:
                 found[f"{step}.{each}"] = schema.field(each)
         return cls(release, found)
 
+    def expect_bytes(self) -> None:
+        """Refuse a release of URLs without the column that downloaded them.
+
+        Raises:
+            UserError: the first rows, or all of them, are URLs.
+        """
+        if any(column.get("content") for column in self.release.columns.values()):
+            return
+        uris = self.release.rows(self.release.ids[:WINDOW], ["uri"])["uri"].to_pylist()
+        if all(uri.startswith(WEB) for uri in uris):
+            raise UserError(
+                f"rows of {self.release.name} are URLs, and it has no column that brings their bytes",
+                where="--release",
+                next="add the `download` step to the columns of the release; or --to keys, with --columns source.uri",
+            )
+
     def keys(self) -> Iterator[str]:
         """Keys of all rows, in order."""
         ids = self.release.ids
         for start in range(0, len(ids), 1 << 16):
-            yield from self.release.rows(ids[start : start + (1 << 16)])["key"].to_pylist()
+            yield from self.release.rows(ids[start : start + (1 << 16)], ["key"])["key"].to_pylist()
 
     def samples(self, start: int, *, bytes_too: bool, frames: bool) -> Iterator[Sample]:
         """Rows from number `start` on, in the order of their ids.
