@@ -7,6 +7,7 @@ from email.utils import formatdate
 from hashlib import sha256
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from engine import build, contents, plans, run
@@ -16,6 +17,7 @@ from nextloom.curation.web.answer import retry_after
 from nextloom.curation.web.download import Download
 from nextloom.errors import UserError
 from nextloom.op import Row, RowFailure
+from nextloom.pipelines.export import Chosen, Options, export
 from nextloom.pipelines.recipe import Recipe
 from nextloom.pipelines.release import make_release
 from nextloom.train.pictures.rows import originals
@@ -289,6 +291,12 @@ def test_a_run_from_urls_to_verdicts_and_again_when_the_server_is_well(ray_local
     assert [p.id for p in originals(released, released.ids[[2, 0]])] == released.ids[[2, 0]].tolist()
     with pytest.raises(UserError, match="gives no picture any more: the row is a URL"):
         next(originals(bare))
+    done = export(Chosen.of(released), tmp_path / "out", Options("parquet"))
+    assert (done.written, done.failed) == (4, 0)
+    out = {row["key"]: row["image"] for row in pq.read_table(tmp_path / "out/part-000000.parquet").to_pylist()}
+    assert len(out) == 4 and set(out.values()) <= {row["bytes"] for row in contents(recipe, dataset)["file"]}
+    with pytest.raises(UserError, match="are URLs, and it has no column that brings their bytes"):
+        export(Chosen.of(bare), tmp_path / "bare", Options("parquet"))
 
 
 def test_steps_over_one_download_share_its_decode(ray_local, tmp_path, server, monkeypatch):

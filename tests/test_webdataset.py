@@ -259,3 +259,30 @@ def test_forged_headers_end_in_rows(tmp_path, form):
         inside = [row for row in rows.values() if row["offset"] is not None]
         assert all(512 <= row["offset"] <= row["offset"] + row["size"] <= len(data) for row in inside)
     assert damaged > 20
+
+
+def test_keys_that_the_json_of_a_sample_states(tmp_path):
+    def sample(name, record, *images):
+        return [
+            *((f"{name}.{image}", PNG) for image in images or ("png",)),
+            (f"{name}.json", json.dumps(record).encode()),
+        ]
+
+    path = write_tar(
+        tmp_path / "s.tar",
+        [
+            *sample("a", {"key": "x/y.png"}),
+            *sample("b", {"key": "two"}, "png", "mask.png"),
+            *sample("c", {"name": "none"}),
+            *sample("d", {"key": "x/y.png"}),
+            *sample("e", {"key": 3}),
+            *sample("f", {"key": "s.tar#c"}),
+            ("g.png", PNG),
+        ],
+    )
+    rows = listing(path, key="json")
+    wrong = {"s.tar#c", "s.tar#d", "s.tar#e", "s.tar#f", "s.tar#g"}
+    assert rows.keys() == {"x/y.png", "two.png", "two.mask.png"} | wrong
+    assert {key for key, row in rows.items() if (row["member"] or "").startswith("!")} == wrong
+    assert "stands twice" in rows["s.tar#f"]["member"] and "no `key`" in rows["s.tar#g"]["member"]
+    assert list(listing(path)) == ["a", "b.png", "b.mask.png", "c", "d", "e", "f", "g"]

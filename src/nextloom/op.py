@@ -160,6 +160,7 @@ class Op(Model):
     """Fields that name files or folders of weights -> the command that makes them. Identity is their digest."""
 
     execution: Execution = Execution()
+    """How it runs; changes no value."""
 
     @classmethod
     def label(cls) -> str:

@@ -82,16 +82,22 @@ class Recipe(Model):
 
     @classmethod
     def build(cls, data: dict[str, Any], *, root: str | None = None) -> Recipe:
-        """A recipe from plain data; errors carry the config path."""
+        """A recipe from plain data, as YAML has it; a source, a step or a pack may also be there as the op it is.
+
+        Errors carry the config path.
+        """
         data = dict(data)
         common = _mapping(data.pop("execution", {}), "execution")
-        if "source" in data:
+        if "source" in data and not isinstance(data["source"], Source):
             kind = dict(_mapping(data["source"], "source"))
             data["source"] = validate(find_source(kind.pop("op", None), "source.op"), kind, where="source", root=root)
         for section in ("steps", "packs"):
             built = {}
             for name, fields in _mapping(data.get(section, {}), section).items():
                 where = f"{section}.{name}"
+                if isinstance(fields, RowOp | Pack):
+                    built[name] = fields
+                    continue
                 fields = dict(_mapping(fields, where))
                 kind = find_op(fields.pop("op", None), f"{where}.op", RowOp if section == "steps" else Pack)
                 if common:

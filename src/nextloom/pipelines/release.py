@@ -48,10 +48,17 @@ def make_release(
         Shrinks: it would lose more than half of its rows, and `allow_shrink` is not set.
         UserError: unknown name, or a step it needs is not fresh (says which, and the command).
     """
+    content = fresh_content(recipe, dataset, name, planner or Planner(recipe, dataset))
+    if not allow_shrink:
+        _refuse_shrinking(dataset, name, content["rows_count"])
+    return publish(dataset, name, content)
+
+
+def fresh_content(recipe: Recipe, dataset: Dataset, name: str, planner: Planner) -> dict[str, Any]:
+    """What release `name` would hold now; raises as `make_release` does. Writes nothing."""
     spec = recipe.releases.get(name)
     if spec is None:
         raise UserError(f"unknown release; {did_you_mean(name, recipe.releases)}", where=f"releases.{name}")
-    planner = planner or Planner(recipe, dataset)
     hint = f"nextloom run RECIPE --to {name}"
     if planner.changes:
         raise UserError(f"the source changed: {planner.changes.describe()} rows", where=f"releases.{name}", next=hint)
@@ -64,9 +71,7 @@ def make_release(
     content = _content(planner, name)
     if not content["rows_count"]:
         raise UserError("it would have no rows", where=f"releases.{name}", next="nextloom report RECIPE says why")
-    if not allow_shrink:
-        _refuse_shrinking(dataset, name, content["rows_count"])
-    return publish(dataset, name, content)
+    return content
 
 
 def _refuse_shrinking(dataset: Dataset, name: str, rows: int) -> None:

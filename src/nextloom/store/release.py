@@ -73,9 +73,9 @@ class Release:
             found[spec["table"]] = tuple(dict.fromkeys((*found.get(spec["table"], ()), *as_files(spec["files"]))))
         return found
 
-    def rows(self, ids: np.ndarray | None = None) -> pa.Table:
-        """id, key, uri, caption ... of all rows, or of `ids` in that order."""
-        return self._read(self.document["rows"], ids, None)
+    def rows(self, ids: np.ndarray | None = None, names: Sequence[str] | None = None) -> pa.Table:
+        """id, key, uri, caption ... (or id and `names`) of all rows, or of `ids` in that order."""
+        return self._read(self.document["rows"], ids, names)
 
     def column(self, step: str, names: Sequence[str] | None = None, ids: np.ndarray | None = None) -> pa.Table:
         """id and `names` (all by default, `error` last) of one column, for all rows or for `ids` in that order."""

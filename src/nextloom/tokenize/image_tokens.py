@@ -1,5 +1,7 @@
 """Pictures to index columns: the step that pre-extracts what the model will train on.
 
+    tokens: {op: image_tokens, rows: keep, tokenizer: runs/tokenizer, level: 256}
+
 Each picture gets the schedule whose shape is nearest, is resized to the tokenizer's patch times the last grid, and
 is encoded once with self-correction. The column keeps both sides: `target`, what the model must predict, and
 `input`, what it reads. Indices are little-endian unsigned 16-bit; `tokenizer_config.unpack_indices` reads them.

@@ -1,5 +1,7 @@
 """Packing: which samples share one training sequence, decided from lengths alone.
 
+    train: {op: pack, release: tokens, images: tokens, text: text, token_cap: 4096}     under packs:
+
 A pack holds samples of about equal total cost under a hard cap on tokens, so that every worker of a step finishes
 at the same moment. Cost is `per_token * tokens + per_pair * visible pairs`, in integers, so that ties and sums are
 the same on every machine.

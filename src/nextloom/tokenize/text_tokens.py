@@ -1,5 +1,7 @@
 """Captions to token ids: UTF-8 bytes, or a Hugging Face `tokenizer.json`.
 
+    text: {op: text_tokens, rows: keep}
+
 Bytes need no vocabulary and suit a toy; a language model brings its own file. Ids are little-endian signed 32-bit.
 The file is read here and now, for it is small: its digest, not its path, is part of the step's identity.
 """

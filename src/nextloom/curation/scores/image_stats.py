@@ -1,5 +1,7 @@
 """Annotate `image_stats`: size, sharpness, light, colour, borders and plain background of a picture.
 
+    stats: {op: image_stats}     then: where: "stats.short_side >= 256 and stats.entropy > 0.3"
+
 Measured on the decoded picture (`docs/pictures.md`): upright, so an EXIF-rotated photograph has the width that one
 sees. Brightness and entropy are of all pixels; the others are of a copy whose short side was brought down to
 `sharpness_side` by area averaging, once for all of them. Sharpness is the variance of the Laplacian

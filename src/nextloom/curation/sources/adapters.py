@@ -74,7 +74,10 @@ class Laion(NamedTable):
 
 
 class Coyo(NamedTable):
-    """COYO-700M: Parquet of links, alt texts and eight scores."""
+    """COYO-700M: Parquet of links, alt texts and eight scores.
+
+    source: {op: coyo, path: "coyo-700m/*.parquet"}
+    """
 
     name: ClassVar[str] = "coyo"
     expects: ClassVar[Mapping[str, str]] = {"id": "number", "url": "text", "text": "text"}
@@ -88,7 +91,10 @@ class Coyo(NamedTable):
 
 
 class Megalith(NamedTable):
-    """Megalith-10m: Parquet of links to Flickr, without captions and without a licence per row."""
+    """Megalith-10m: Parquet of links to Flickr, without captions and without a licence per row.
+
+    source: {op: megalith, path: "megalith-10m/*.parquet"}
+    """
 
     name: ClassVar[str] = "megalith"
     expects: ClassVar[Mapping[str, str]] = {"url": "text", "url_highres": "text", "url_source": "text"}
@@ -122,7 +128,10 @@ def _unquoted(captions: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 class Pd12m(NamedTable):
-    """PD12M: Parquet of links to public-domain pictures with synthetic captions and a licence per row."""
+    """PD12M: Parquet of links to public-domain pictures with synthetic captions and a licence per row.
+
+    source: {op: pd12m, path: "pd12m/*.parquet"}
+    """
 
     name: ClassVar[str] = "pd12m"
     expects: ClassVar[Mapping[str, str]] = {"id": "text", "url": "text", "caption": "text"}

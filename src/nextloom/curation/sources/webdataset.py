@@ -6,8 +6,9 @@ Members of equal names up to the first dot (folder included) are one sample. Its
 sample's key; of several, each is a row under `key.suffix`. `.txt` is the caption; `.json` the sidecar, whole, and its
 `caption` or `text` the caption where there is no `.txt`; `.cls` goes into the sidecar as `cls`. Other members stay in
 the tar, and are counted. Where names have dots of their own, `key: last_dot` reads them as they are meant; else the
-row's sidecar names the texts that were passed over. A name is only ever a key: `../x.jpg` and `/x.jpg` are rows of
-those keys, nothing is unpacked.
+row's sidecar names the texts that were passed over. `key: json` takes the key that a sample's `.json` states, as an
+export of ours and img2dataset write it; a sample that states none, or one that is taken, is a failed row. A name is
+only ever a key: `../x.jpg` and `/x.jpg` are rows of those keys, nothing is unpacked.
 
 A listing reads headers and small texts, no picture. What would go missing is a failed row: a sample without picture,
 a second member of the same name, and what lies behind the place where a shard was cut off.
@@ -18,14 +19,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, ClassVar, Literal
 
 import pyarrow as pa
 
 from nextloom.content import BROKEN
 from nextloom.curation.sources import captions
-from nextloom.curation.sources.finding import Shard
+from nextloom.curation.sources.finding import Shard, utf8
 from nextloom.curation.sources.shards import ShardSource
 from nextloom.curation.sources.source import Item, item_table
 from nextloom.curation.sources.suffixes import SUFFIXES
@@ -48,9 +49,10 @@ class WebDataset(ShardSource):
 
     pictures: tuple[str, ...] = SUFFIXES
     """Suffixes that make a member an image, in lower case."""
-    key: Literal["first_dot", "last_dot"] = "first_dot"
+    key: Literal["first_dot", "last_dot", "json"] = "first_dot"
     """Where a member's name ends and its suffix begins. last_dot: of `235 Track 2.0 (Clean).jpg` the key is
-    `235 Track 2.0 (Clean)`, and `.input.jpg` is no suffix."""
+    `235 Track 2.0 (Clean)`, and `.input.jpg` is no suffix. json: names as in first_dot; the key of a row is the `key`
+    in its sample's .json."""
     caption: str | None = None
     """Field of the .json that is the caption where there is no .txt; names inside of names are joined by dots.
     Default: `caption`, else `text`."""
@@ -94,8 +96,10 @@ class WebDataset(ShardSource):
                 last.problems.append("the shard is cut off behind this picture; its sidecars may be missing")
             else:
                 del samples[last.key]  # its picture lies behind the cut, which is a row
+        taken: set[str] = set()
         for sample in samples.values():
-            yield from sample.items(shard, self.caption, tally)
+            for item in sample.items(shard, self.caption, tally):
+                yield _recorded(item, sample, shard, taken) if self.key == "json" else item
         if damage:
             yield Item(
                 shard.name, shard.uri, 0, shard.stamp, member=f"{BROKEN}the shard is cut off or damaged\t{damage}"
@@ -141,6 +145,25 @@ class _Sample:
             whole = {**data, **more} if inside else more | ({} if record is None else {"json": data})
             sidecar = json.dumps(whole)
         return caption, captions.with_problems(sidecar, problems)
+
+
+def _recorded(item: Item, sample: _Sample, shard: Shard, taken: set[str]) -> Item:
+    """The row under the key that its sample's .json states; a failed row where that is none, or `taken`."""
+    try:
+        key = json.loads(sample.texts.get("json") or "null")["key"]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        key = None
+    problem = "" if isinstance(key, str) and key and utf8(key) == key else "no `key` in the .json of this sample"
+    if not problem and len(sample.pictures) > 1:
+        key += item.key.removeprefix(sample.key)
+    if not problem and key in taken:
+        problem = f"a `key` stands twice in this tar; this is the second\t{key}"
+    if problem:
+        item, key = replace(item, offset=None, member=BROKEN + problem), f"{shard.name}#{item.key}"
+        while key in taken:
+            key += "+"
+    taken.add(key)
+    return replace(item, key=key)
 
 
 def _text(member: Member, file: BinaryIO, problems: list[str]) -> str | None:
