@@ -150,11 +150,12 @@ class _Sample:
 def _recorded(item: Item, sample: _Sample, shard: Shard, taken: set[str]) -> Item:
     """The row under the key that its sample's .json states; a failed row where that is none, or `taken`."""
     try:
-        key = json.loads(sample.texts.get("json") or "null")["key"]
+        stated = json.loads(sample.texts.get("json") or "null")["key"]
     except (ValueError, TypeError, LookupError, RecursionError):
-        key = None
-    problem = "" if isinstance(key, str) and key and utf8(key) == key else "no `key` in the .json of this sample"
-    if not problem and len(sample.pictures) > 1:
+        stated = None
+    key = stated if isinstance(stated, str) and utf8(stated) == stated else ""
+    problem = "" if key else "no `key` in the .json of this sample"
+    if key and len(sample.pictures) > 1:
         key += item.key.removeprefix(sample.key)
     if not problem and key in taken:
         problem = f"a `key` stands twice in this tar; this is the second\t{key}"
