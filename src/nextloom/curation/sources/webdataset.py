@@ -150,14 +150,13 @@ class _Sample:
 def _recorded(item: Item, sample: _Sample, shard: Shard, taken: set[str]) -> Item:
     """The row under the key that its sample's .json states; a failed row where that is none, or `taken`."""
     try:
-        key = json.loads(sample.texts.get("json") or "null")["key"]
+        stated = json.loads(sample.texts.get("json") or "null")["key"]
     except (ValueError, TypeError, LookupError, RecursionError):
-        key = None
-    problem = "" if isinstance(key, str) and key and utf8(key) == key else "no `key` in the .json of this sample"
-    if not problem and len(sample.pictures) > 1:
-        key += item.key.removeprefix(sample.key)
-    if not problem and key in taken:
-        problem = f"a `key` stands twice in this tar; this is the second\t{key}"
+        stated = None
+    key, problem = "", "no `key` in the .json of this sample"
+    if isinstance(stated, str) and stated and utf8(stated) == stated:
+        key = stated + (item.key.removeprefix(sample.key) if len(sample.pictures) > 1 else "")
+        problem = f"a `key` stands twice in this tar; this is the second\t{key}" if key in taken else ""
     if problem:
         item, key = replace(item, offset=None, member=BROKEN + problem), f"{shard.name}#{item.key}"
         while key in taken:
