@@ -83,4 +83,4 @@ def test_real_weights_that_are_absent_fail_the_plan_and_say_how_they_get_there(p
         line = next(line for line in out.splitlines() if line.startswith(f"{step} "))
         assert "blocked" in line and "no weights" in line, line
     assert "hf download" in out and "improved-aesthetic-predictor" in out
-    assert "error: steps.clip: 8 of 17 steps cannot run" in err and "next:" in err
+    assert "error: steps.clip: 8 of 18 steps and releases cannot be made" in err and "next:" in err
