@@ -98,3 +98,29 @@ def test_a_file_in_the_way_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="is a file, not a folder"):
         write_samples(tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", ["emoji/2764.png", "photos/chelsea.png"])
+def test_a_file_of_somebodys_own_is_not_replaced(tmp_path, name):
+    """Before: written over without a word."""
+    (tmp_path / name).parent.mkdir(parents=True)
+    own = tmp_path / name
+    planned = [path for path in samples._plan(96) if path.startswith(name.partition("/")[0])]
+    own = tmp_path / planned[0]
+    own.write_text("my own")
+    with pytest.raises(UserError, match="not written by `nextloom samples`"):
+        samples.write_samples(tmp_path)
+    assert own.read_text() == "my own"
+
+
+def test_a_report_replaces_no_other_file(tmp_path):
+    """Before: written over without a word; a page of ours is replaced as ever."""
+    from nextloom.pipelines.report.page import MARK, _check_ours
+
+    page = tmp_path / "reports" / "toy.html"
+    page.parent.mkdir()
+    page.write_text("<html>my thesis</html>")
+    with pytest.raises(UserError, match="is no report of `nextloom report`"):
+        _check_ours(page)
+    page.write_text(f"<html>{MARK}")
+    _check_ours(page)
