@@ -15,7 +15,7 @@ which hardly vary do not make a key useless. Both change the time alone, never t
 A pair of hashes links the rows that have them; where rows have signatures too, only those that agree (`items.py`).
 
 Price paid: comparisons grow with the square of the number of *different* hashes that share a key. Memory: about
-75 bytes per hash where `groups` runs (and twice a signature), 25 in each Ray worker, and lots of bounded size.
+75 bytes per hash where `groups` runs (170 with signatures), 25 in each Ray worker, and lots of bounded size.
 """
 
 from __future__ import annotations
@@ -71,23 +71,24 @@ def groups(
         signatures_NS: uint8; rows are linked only where these agree too, equal hashes included.
         tolerance_S: how far two agreeing signatures may differ in each byte, see `items.py`.
     """
-    if signatures_NS is None:
-        signatures_NS, tolerance_S = np.zeros((len(hashes_N), 1), np.uint8), np.zeros(1)
-    assert tolerance_S is not None
     unique_U, rank_N = np.unique(hashes_N, return_inverse=True)
-    items = Items(rank_N, signatures_NS, tolerance_S)
-    first = items.first_I
+    items, item_N, count = None, rank_N, len(unique_U)
+    if signatures_NS is not None and tolerance_S is not None:
+        items = Items(rank_N, signatures_NS, tolerance_S)
+        item_N, count = items.item_N, len(items)
+    first = np.empty(count, np.int64)
+    first[item_N[::-1]] = np.arange(len(hashes_N))[::-1]  # of an index that is there twice the last value stays
     rank = np.empty_like(first)
     by_first = np.argsort(first)
-    rank[by_first] = np.arange(len(first))  # positions by first appearance: the smallest of a group is its first
-    links = Components(len(first))
-    for left, right in items.within():
+    rank[by_first] = np.arange(count)  # positions by first appearance: the smallest of a group is its first
+    links = Components(count)
+    for left, right in items.within() if items else ():
         links.link(rank[left], rank[right])
     if max_distance and len(unique_U) > 1:
         chosen, seconds = plan(unique_U, max_distance)
         for left, right in _spread(unique_U, items, max_distance, chosen, _parts(workers, seconds, len(chosen))):
             links.link(rank[left], rank[right])
-    return first[by_first[links.roots()[rank[items.item_N]]]]
+    return first[by_first[links.roots()[rank[item_N]]]]
 
 
 def pairs(sorted_U: np.ndarray, max_distance: int, chosen: list[Key]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -233,15 +234,14 @@ def _parts(workers: int | None, seconds: float, keys: int) -> int:
 
 
 def _spread(
-    sorted_U: np.ndarray, items: Items, max_distance: int, chosen: list[Key], parts: int
+    sorted_U: np.ndarray, items: Items | None, max_distance: int, chosen: list[Key], parts: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Links between items: found here, or by `parts` Ray tasks with every parts-th key each.
+    """Links between hashes, or items: found here, or by `parts` Ray tasks with every parts-th key each.
 
     Tasks started inside a task do not dead-lock: one that waits in `ray.get` gives its CPU away.
     """
     if parts < 2:
-        for left, right in pairs(sorted_U, max_distance, chosen):
-            yield from items.links(left, right)
+        yield from _links(sorted_U, items, max_distance, chosen)
         return
     import ray
 
@@ -253,13 +253,25 @@ def _spread(
         yield ray.get(done[0])
 
 
-def _forest(shared: tuple[np.ndarray, Items], max_distance: int, chosen: list[Key]) -> tuple[np.ndarray, np.ndarray]:
-    """One link per item that is not the first of its group: fewer links than items, however many pairs there are."""
-    sorted_U, items = shared
-    links = Components(len(items))
+def _links(
+    sorted_U: np.ndarray, items: Items | None, max_distance: int, chosen: list[Key]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The pairs of near hashes; with items, the pairs of these that agree."""
     for near in pairs(sorted_U, max_distance, chosen):
-        for left, right in items.links(*near):
-            links.link(left, right)
+        if items is None:
+            yield near
+        else:
+            yield from items.links(*near)
+
+
+def _forest(
+    shared: tuple[np.ndarray, Items | None], max_distance: int, chosen: list[Key]
+) -> tuple[np.ndarray, np.ndarray]:
+    """One link per hash or item that is not the first of its group: fewer than those, however many pairs there are."""
+    sorted_U, items = shared
+    links = Components(len(sorted_U if items is None else items))
+    for left, right in _links(sorted_U, items, max_distance, chosen):
+        links.link(left, right)
     root = links.roots()
     linked = np.flatnonzero(root != np.arange(len(root)))
     return linked, root[linked]

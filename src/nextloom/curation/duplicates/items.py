@@ -47,7 +47,7 @@ class Items:
         self._parts = [int(columns[np.argmax(spread[columns])]) for columns in channels]
         self._reach = np.maximum(1, self._tolerance_T[self._parts].astype(np.int64))
         place = self._place(rank_N.astype(np.int64), self._cells(signature_NS))
-        order = np.lexsort((_mixed(signature_NS), place))  # stable: the first of equal rows has the smallest position
+        order = np.lexsort((_mixed(signature_NS), place))
         signatures, places = signature_NS[order], place[order]
         new = np.append(True, (places[1:] != places[:-1]) | (signatures[1:] != signatures[:-1]).any(axis=1))[
             : len(order)
@@ -55,8 +55,6 @@ class Items:
         self.item_N = np.empty(len(order), np.int64)
         """(N,) item of each row."""
         self.item_N[order] = np.cumsum(new) - 1
-        self.first_I = order[new]
-        """(items,) first row of each item."""
         self._signature_IS, self._place_I = signatures[new], places[new]
         self._start_U1 = np.searchsorted(self._place_I >> HASH, np.arange(int(rank_N.max(initial=-1)) + 2))
 
@@ -65,10 +63,10 @@ class Items:
 
     def links(self, left_P: np.ndarray, right_P: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Pairs of items that agree, of pairs of numbers of different hashes."""
-        sizes = np.diff(self._start_U1)
-        fewer = sizes[left_P] <= sizes[right_P]
+        start_U1 = self._start_U1
+        fewer = start_U1[left_P + 1] - start_U1[left_P] <= start_U1[right_P + 1] - start_U1[right_P]
         left, right = np.where(fewer, left_P, right_P), np.where(fewer, right_P, left_P)
-        for items, pair in _ranges(self._start_U1[left], self._start_U1[left + 1]):
+        for items, pair in _ranges(start_U1[left], start_U1[left + 1]):
             yield from self._near(items, right[pair], np.zeros_like(items))
 
     def within(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
