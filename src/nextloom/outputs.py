@@ -38,18 +38,32 @@ RECEIPTS = ("run.json", "receipt.json")
 
 def _output(value: str, info: ValidationInfo) -> str:
     root = (info.context or {}).get("root")
+    refuse_name(value, root)
+    if is_uri(value):
+        return value  # the verbs that can write there say so themselves
+    return resolve(value, root) if root is not None else str(Path(value).expanduser())
+
+
+def refuse_name(value: str, root: str | None) -> None:
+    """Refuse what cannot be the path of an output, from the path and the links on its way alone.
+
+    Args:
+        value: as typed.
+        root: that relative paths are below; None where it is not known.
+
+    Raises:
+        ValueError: says why.
+    """
     if (root is not None and not value.strip()) or any(ord(char) < 32 or ord(char) == 127 for char in value):
         raise ValueError("an output is the path of a folder, without control characters")
     if is_uri(value):
-        return value  # the verbs that can write there say so themselves
+        return
     if ".." in Path(value).parts:
         raise ValueError(f"{value}: no '..' in an output; give its absolute path")
-    path = Path(resolve(value, root) if root is not None else Path(value).expanduser())
-    if path.name.endswith(OURS_SUFFIXES):
-        raise ValueError(f"{path.name}: names that end with {', '.join(OURS_SUFFIXES)} are kept for what is in work")
+    if Path(value).name.endswith(OURS_SUFFIXES):
+        raise ValueError(f"{value}: names that end with {', '.join(OURS_SUFFIXES)} are kept for what is in work")
     if root is not None and not is_uri(root):
-        _below(Path(root).absolute(), path)
-    return str(path) if root is None or not is_uri(str(root)) else resolve(value, root)
+        _below(Path(root).absolute(), Path(resolve(value, root)))
 
 
 def _below(root: Path, path: Path) -> None:

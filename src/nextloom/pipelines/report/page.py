@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nextloom.config import local_root
+from nextloom.errors import UserError
 from nextloom.op import Select
 from nextloom.pipelines.plan import BLOCKED, Planner
 from nextloom.pipelines.recipe import SOURCE, Recipe
@@ -29,19 +30,35 @@ from nextloom.pipelines.report.thresholds import thresholds
 from nextloom.pipelines.report.topics import topics
 from nextloom.store.dataset import Dataset
 
+MARK = '<meta name="generator" content="nextloom report">'
+"""In the head of every page, which tells it from a file of somebody's own."""
+
 
 def write_report(recipe: Recipe, dataset: Dataset, *, root: str) -> str:
     """Write ``<root>/reports/<dataset>.html``; returns its path.
 
     Raises:
-        UserError: `root` is a URI.
+        UserError: `root` is a URI, or another file or a link is where the page goes.
     """
     target = local_root(root, "report") / "reports" / f"{recipe.dataset}.html"
+    _check_ours(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_suffix(f".{os.getpid()}.tmp")
     draft.write_text(render(gather(recipe, dataset, root=root)), encoding="utf-8")
     draft.replace(target)
     return str(target)
+
+
+def _check_ours(target: Path) -> None:
+    """Refuse to replace a file that is no report, and links."""
+    links = [path for path in (target.parent, target) if path.is_symlink()]
+    foreign = target.exists() and not (target.is_file() and MARK.encode() in target.read_bytes()[:4096])
+    if links or foreign:
+        raise UserError(
+            "is a link" if links else "is no report of `nextloom report`, and would be replaced",
+            where=str(links[0] if links else target),
+            next="move it away, or give another --root",
+        )
 
 
 def render(report: dict[str, Any]) -> str:
