@@ -56,8 +56,8 @@ class Entry:
         return math.prod(self.shape)
 
 
-def read_json(path: str | Path, *, most: int = MOST_JSON, next: str = NEXT) -> dict[str, Any]:
-    """The mapping in a JSON file of at most `most` bytes.
+def read_json(path: str | Path, *, most: int | None = None, next: str = NEXT) -> dict[str, Any]:
+    """The mapping in a JSON file of at most `most` bytes, `MOST_JSON` where nothing is said.
 
     Raises:
         UserError: there is none, it is larger, or it is no JSON mapping.
@@ -65,7 +65,7 @@ def read_json(path: str | Path, *, most: int = MOST_JSON, next: str = NEXT) -> d
     path = Path(path)
     if not path.is_file():
         raise UserError("no such file", where=str(path), next=next)
-    size = path.stat().st_size
+    size, most = path.stat().st_size, most or MOST_JSON
     if size > most:
         raise UserError(f"{size:,} bytes; a file of this kind has at most {most:,}", where=str(path), next=next)
     try:
@@ -176,7 +176,7 @@ def load_pickled(path: str | Path, *, next: str = NEXT) -> dict[str, Tensor]:
             if not strided or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
                 raise ValueError(f"{str(name)[:100]} is larger than what is stored of it")
     except Exception as error:  # the unpickler raises anything on a damaged file
-        raise UserError(f"no weights that can be read as data: {_brief(error)}", where=str(path), next=next) from None
+        raise UserError(f"no weights that can be read as data: {brief(error)}", where=str(path), next=next) from None
     return dict(state)
 
 
@@ -207,6 +207,6 @@ def numbers_in(document: Any, path: str = "") -> Iterator[tuple[str, int | float
             yield where, value
 
 
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
     """The first line of what torch says, which may go on for a page."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"

@@ -42,6 +42,7 @@ from nextloom.train.engine.folder import (
     RUN,
     STOP,
     check_run_folder,
+    is_ours,
     read,
     start_over,
     write,
@@ -78,14 +79,14 @@ def inspect(recipe: TrainRecipe, *, fresh: bool = False) -> State:
         raise UserError("must be a folder that every worker sees, not a URI", where="output")
     identity = {**recipe.identity(), "inputs": inputs(recipe)}
     folder = recipe.run_folder
-    receipt, run = read(folder / RECEIPT), read(folder / RUN)
+    receipt, run = _own(folder / RECEIPT), _own(folder / RUN)
     if run is None:
         run = _lost_run(folder, receipt)
     elif run.get(CLEARING) or (receipt and receipt["start"] == run["start"]):
         run = None  # killed while it cleared away an older one; or after the receipt, before its own end was noted
     under_way = run and run["identity"] == identity
     same = receipt and receipt["identity"] == identity
-    if same and not under_way and not fresh and receipt["output"] == _output_digest(recipe):
+    if same and not under_way and not fresh and receipt.get("output") == _output_digest(recipe):
         return State("fresh", "", identity)
     if under_way and not fresh:
         return State("resume", _how_far(folder, recipe), identity)
@@ -179,10 +180,16 @@ def check_output(recipe: TrainRecipe) -> None:
     check_ours(recipe.output, *(document.get("files", {}) for document in documents), maker="nextloom train")
 
 
+def _own(path: Path) -> dict[str, Any] | None:
+    """A document of ours; another one is passed over here, and refused by `check_output`."""
+    document = read(path)
+    return document if is_ours(document) and "start" in document else None
+
+
 def _lost_run(folder: Path, receipt: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """What `RUN` said, out of the newest checkpoint, where that is of a training that has not finished."""
     for path in sorted((folder / CHECKPOINTS).glob("step-*/state.json"))[-1:]:
-        identity = read(path).get("identity")
+        identity = (read(path) or {}).get("identity")
         if receipt is None or receipt["identity"] != identity:
             return {"identity": identity, "start": ""}
     return None

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from nextloom.curation.encoders.encoder import Encoder, Side, one_thread, refuse_strip
-from nextloom.curation.encoders.published import check_folder, values_in
+from nextloom.curation.encoders.published import check_folder, reading, values_in
 from nextloom.errors import UserError
 from nextloom.model_files import DATA_ONLY, MOST_VOCABULARY, WEIGHTS_ONLY, read_json
 
@@ -41,6 +41,10 @@ class HuggingFace(Encoder):
     """
 
     def __init__(self, folder: str, model: Literal["siglip2", "clip"], side: Side, device: str) -> None:
+        with reading(folder):
+            self._load(folder, model, side, device)
+
+    def _load(self, folder: str, model: Literal["siglip2", "clip"], side: Side, device: str) -> None:
         import torch
         from transformers import AutoConfig, AutoModel
         from transformers.utils import logging

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from nextloom.curation.encoders.encoder import Encoder, Side, one_thread, refuse_strip
-from nextloom.curation.encoders.published import check_numbers, check_weights, values_in, weights_in
+from nextloom.curation.encoders.published import check_numbers, check_weights, reading, values_in, weights_in
 from nextloom.errors import UserError, did_you_mean
 from nextloom.model_files import WEIGHTS_ONLY, read_json
 
@@ -81,6 +81,11 @@ class OpenClip(Encoder):
 
 def _read(weights: str, arch: str | None, device: str) -> tuple[Any, dict[str, Any]]:
     """The network, and OpenCLIP's description of its architecture ({} where the weights are all there is)."""
+    with reading(weights):
+        return _load(weights, arch, device)
+
+
+def _load(weights: str, arch: str | None, device: str) -> tuple[Any, dict[str, Any]]:
     import open_clip
 
     folder = Path(weights).is_dir()

@@ -7,12 +7,13 @@ refused. Numbers are bounded, because the library builds what they say before it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from nextloom.errors import UserError
-from nextloom.model_files import MOST_VOCABULARY, check_archive, layout, numbers_in, read_json
+from nextloom.model_files import MOST_VOCABULARY, brief, check_archive, layout, numbers_in, read_json
 
 REFUSED = (
     "attn_implementation",
@@ -49,6 +50,18 @@ def check_folder(folder: str | Path) -> None:
             raise _refused(index, f"it names the shard {str(wrong[0])[:100]!r}, which is not in this folder")
     for file in weights_in(path):
         check_weights(file)
+
+
+@contextmanager
+def reading(path: str | Path) -> Generator[None, None, None]:
+    """Turn whatever a library says of a folder or file inside the block into a `UserError` that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # every library raises its own, down to KeyError
+        what = f"cannot be read as a model: {brief(error)}"
+        raise UserError(what, where=str(path), next="give the files of the model as they were published") from error
 
 
 def check_numbers(path: Path, config: dict[str, Any]) -> None:

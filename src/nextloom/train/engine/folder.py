@@ -40,10 +40,9 @@ def read(path: Path) -> Any:
     Raises:
         UserError: it is damaged.
     """
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
+    if not path.is_file():
         return None
+    raw = path.read_bytes()
     try:
         document = json.loads(raw)
     except (ValueError, RecursionError):

@@ -64,10 +64,9 @@ class Lpips(nn.Module):
             UserError: a file is absent (with the commands that bring it), or holds something else.
         """
         backbone, heads = lpips_files(folder)
-        model = cls()
         names = {f"blocks.{k}.{i - low}": i for k, (low, high) in enumerate(BLOCKS) for i in range(low, high)}
         trunk, weights = (load_pickled(f, next=LPIPS_COMMANDS) for f in (backbone, heads))
-        state = {}
+        model, state = cls(), {}
         for name in model.state_dict():
             layer, _, kind = name.rpartition(".")
             file, key = (
