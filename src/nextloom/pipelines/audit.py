@@ -90,11 +90,15 @@ def live(recipe: Recipe, dataset: Dataset) -> list[str]:
 
 
 def committed(dataset: Dataset, path: str) -> int:
-    """The commit that the receipt of a column names; -1 when there is none."""
+    """The commit that the receipt of a column or pack plan names; -1 when there is none."""
     kind, _, rest = path.partition("/")
-    step, _, fingerprint = rest.partition("/")
-    receipt = dataset.receipt(step) if kind == "columns" else None
-    return receipt["commit"] if receipt and receipt["fingerprint"] == fingerprint else -1
+    name, _, mark = rest.partition("/")
+    if kind == "packs":
+        receipt = dataset.receipt(f"packs.{name}")
+        own = receipt and mark.startswith(receipt["fingerprint"])
+        return receipt["commits"].get(mark.removeprefix(receipt["fingerprint"]), -1) if receipt and own else -1
+    receipt = dataset.receipt(name) if kind == "columns" else None
+    return receipt["commit"] if receipt and receipt["fingerprint"] == mark else -1
 
 
 def check_table(table: Table, commit: int = -1) -> tuple[list[File], list[Damage]]:

@@ -16,7 +16,14 @@ from nextloom.store.files import FILE_NAME, File
 TEXT = (str,)
 OR_NONE = (str, type(None))
 SOURCE_FIELDS = {"identity": TEXT, "units": (dict,)}
-PACK_FIELDS = {"fingerprint": TEXT, "config": (dict,), "release": TEXT, "release_digest": TEXT, "counts": (dict,)}
+PACK_FIELDS = {
+    "fingerprint": TEXT,
+    "config": (dict,),
+    "release": TEXT,
+    "release_digest": TEXT,
+    "commits": (dict,),
+    "counts": (dict,),
+}
 STEP_FIELDS = {
     "op": TEXT,
     "version": TEXT,
@@ -56,6 +63,9 @@ def check_receipt(step: str, document: Any, where: str) -> dict[str, Any] | None
     if not problem and "counts" in fields:
         wrong = [name for name, count in document["counts"].items() if not isinstance(count, (int, float, str))]
         problem = f"counts.{wrong[0]} is no number" if wrong else ""
+        commits = document.get("commits", {}).values()
+        if not all(isinstance(commit, int) for commit in commits):
+            problem = "commits are no numbers"
         if not NAME.match(document["fingerprint"]):
             problem = "its fingerprint is none"
     if problem:

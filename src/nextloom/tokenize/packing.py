@@ -53,6 +53,8 @@ PACKS = pa.schema(
 """`id` repeats `pack_id` for the store."""
 REJECTED = pa.schema([("id", pa.int64()), ("reason", pa.string())])
 FILE_PACKS = 65_536
+ENDS = ("", "-rejected")
+"""What follows the fingerprint in the names of a plan's two tables."""
 
 
 class Cost(Model):
@@ -204,6 +206,7 @@ def write_plan(dataset: Dataset, name: str, op: PackSamples, release: Release) -
         "images": op.images,
         "text": op.text,
         "config": config,
+        "commits": {end: dataset.packs(name, fingerprint + end).version() for end in ENDS},
         "counts": counts,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -222,7 +225,7 @@ def _write(
             where=f"packs.{name}",
             next=f"raise packs.{name}.token_cap, or run the steps that make the tokens with --retry-errors",
         )
-    for data, suffix in ((packs, ""), (rejected, "-rejected")):
+    for data, suffix in zip((packs, rejected), ENDS, strict=True):
         table = dataset.packs(name, fingerprint + suffix)
         parts = [data.slice(start, FILE_PACKS) for start in range(0, data.num_rows, FILE_PACKS)]
         table.commit(data.schema, [write_file(table.uri, part) for part in parts], table.files(), note="pack")
@@ -257,6 +260,7 @@ class PackPlan:
     def packs(self) -> pa.Table:
         """All packs, schema `PACKS`; about 9 bytes per sample in memory."""
         table = Dataset(self.dataset_uri).packs(self.name, self.fingerprint)
+        table.require(self.receipt["commits"].get("", -1))
         return read_files(table.uri, table.files())
 
 
