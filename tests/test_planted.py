@@ -28,8 +28,8 @@ RULES = {
     "copies": ("near duplicate, 6 bits", lambda r: r["duplicate"]["hit"]),
 }
 MISTAKES = {"noisy": {"recompressed2.jpg"}, "copies": {"texts1.jpg"}}
-"""A copy at JPEG quality 40 of fine foliage: its blocks are noise to BRISQUE, and not to the eye's first look. And one of
-two photographs that the same lines of text cover: 4 bits apart, and alike in colour."""
+"""A copy at JPEG quality 40 of fine foliage: its blocks are noise to BRISQUE, and not to the eye's first look. And one
+of two photographs that the same lines of text cover: 4 bits apart, and alike in colour."""
 
 
 def test_what_is_found_missed_and_called_by_mistake(tmp_path):
