@@ -16,7 +16,7 @@ from engine import build, plans
 from nextloom.curation.scores import aesthetic_score
 from nextloom.curation.scores.aesthetic_score import AestheticScore
 from nextloom.errors import UserError
-from nextloom.op import Annotate, Row, attempt
+from nextloom.op import Annotate, Row, RowFailure, attempt
 from nextloom.pipelines.plan import op_identity
 
 BUMP = "the same embedding gives another value: bump code_version"
@@ -122,14 +122,14 @@ def test_unnormalised_embeddings_are_refused(tmp_path):
     (vector,) = vectors(1)
     for factor in (10, 1.002, 0.998, 0, np.nan):
         error = attempt(op.measure, row(vector * np.float32(factor)))
-        assert isinstance(error, ValueError) and "not 1: divide each embedding by its length" in str(error)
+        assert isinstance(error, RowFailure) and "not of length 1: divide each embedding by its length" in str(error)
     half = vector.astype(np.float16).astype(np.float32)
     assert op.measure(row(half))["score"] == pytest.approx(op.measure(row(vector))["score"], abs=1e-3)
 
 
 def test_another_width_is_refused(tmp_path):
     op = made(saved(tmp_path, "v2"))
-    with pytest.raises(ValueError, match="clip has 512 numbers, these weights want 768: embed with OpenAI CLIP ViT-L"):
+    with pytest.raises(RowFailure, match="clip has 512 numbers, these weights want 768: embed with OpenAI CLIP ViT-L"):
         op.measure(row(vectors(1, 512)[0]))
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 import engine
 import toy_encoders as toys
 from nextloom.curation.encoders import parts
-from nextloom.curation.encoders.encoder import unit
+from nextloom.curation.encoders.encoder import Strip, unit
 from nextloom.curation.scores.embed import Embed, vector_of
 from nextloom.errors import UserError
 from nextloom.op import Row
@@ -214,11 +214,20 @@ def test_tiny_and_thin_pictures(folders, shape):
     assert len(embed(ready(model="clip", weights=folders["clip"]), rgb)) == 24
 
 
-def test_a_strip_that_would_fill_the_memory_is_an_error_row(folders):
+def test_a_strip_that_would_fill_the_memory_is_not_measured(folders):
+    """Before: an error row, so that no rule could say what becomes of it."""
     strip = np.zeros((1, 30_000, 3), np.uint8)
     op = ready(model="clip", weights=folders["clip"])
     result, good = op.process([row(strip), row("coffee.png", 1)])
-    assert isinstance(result, ValueError) and "longer than 100:1" in str(result)
+    assert result == {
+        "embedding": None,
+        "dim": None,
+        "not_measured": "longer than 100:1, which this encoder cannot take",
+    }
+    on_gpu = ready(model="clip", weights=folders["clip"])
+    with pytest.raises(Strip):
+        on_gpu._vectors([row(strip), row("coffee.png", 1)])  # the worker then asks row by row
+    assert on_gpu._vectors([row(strip)]) == [result]
     assert good["dim"] == 24
     for model, weights in (("parts", None), ("siglip2", folders["fixed"])):
         embed(ready(model=model, weights=weights), strip)

@@ -12,7 +12,7 @@ from nextloom import pixels
 from nextloom.curation.gif_frames import GifFrames
 from nextloom.curation.scores.image_stats import ImageStats
 from nextloom.curation.scores.perceptual_hash import PerceptualHash
-from nextloom.op import Annotate, Row, attempt
+from nextloom.op import Annotate, Row, RowFailure, attempt
 
 BUMP = "the same picture gives another value: bump code_version"
 
@@ -237,8 +237,9 @@ def test_frames_of_an_animation_are_children(tmp_path):
     raw = zoo.animated_gif(tmp_path).read_bytes()
     children = list(GifFrames().expand(Row(id=1, key="sub/a.gif", raw=raw)))
     assert [(c.key, c.frame) for c in children] == [("sub/a.gif#0000", 0), ("sub/a.gif#0001", 1), ("sub/a.gif#0002", 2)]
-    with pytest.raises(ValueError, match="3 frames; max_frames is 2"):
+    with pytest.raises(RowFailure, match="more frames than max_frames, 2") as error:
         list(GifFrames(max_frames=2).expand(Row(id=1, key="a.gif", raw=raw)))
+    assert (error.value.kind, error.value.detail) == ("TooManyFrames", "3 frames")
 
 
 @pytest.mark.parametrize("kind", ["WEBP", "PNG"])

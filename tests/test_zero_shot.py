@@ -15,7 +15,7 @@ from nextloom.curation.scores.embed import Embed
 from nextloom.curation.scores.pick_labels import PickLabels
 from nextloom.curation.scores.zero_shot import TEMPLATES, ZeroShot, text_matrix
 from nextloom.errors import UserError
-from nextloom.op import Row, attempt
+from nextloom.op import Row, RowFailure, attempt
 
 BUMP = "the same embedding gives another score: bump code_version"
 LABELS = ("cat", "coffee", "motorcycle", "rocket", "building", "flower", "person")
@@ -111,10 +111,22 @@ def test_templates_are_averaged_as_directions():
 
 def test_an_embedding_that_does_not_fit_is_an_error_row():
     op = by_hand(np.eye(3), 10.0, labels=("cat", "dog", "car"))
-    for vector, message in (([1, 0], "look: 2 dimensions, the labels have 3"), ([6, 8, 0], "of length 10, not 1")):
+    for vector, message in (
+        ([1, 0], "look has other dimensions than the labels: 2 dimensions, the labels have 3"),
+        ([6, 8, 0], "look is not of length 1: length 10"),
+    ):
         result = attempt(op.measure, seen(vector))
-        assert isinstance(result, ValueError) and message in str(result)
-    assert isinstance(attempt(op.measure, seen([np.nan, 0, 0])), ValueError)
+        assert isinstance(result, RowFailure) and result.kind == "OtherEmbedding"
+        assert message in f"{result}: {result.detail}"
+    assert isinstance(attempt(op.measure, seen([np.nan, 0, 0])), RowFailure)
+
+
+def test_a_row_without_an_embedding_has_no_scores_and_no_labels():
+    op = by_hand(np.eye(3), 10.0, labels=("cat", "dog", "car"))
+    values = op.measure(Row(1, "a", reads={"look": {"embedding": None, "dim": None}}))
+    assert values == dict.fromkeys(op.columns().names)
+    pick = PickLabels(reads=("topic",), margin=0.1)
+    assert pick.measure(Row(1, "a", reads={"topic": values})) == dict.fromkeys(pick.columns().names)
 
 
 # ---- text rules and the libraries' logits

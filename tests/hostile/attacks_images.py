@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import tifffile
 from PIL import Image, PngImagePlugin
 
 from hostile.attack import Attack, Outcome, patched
@@ -150,6 +151,52 @@ def _opened(raw: bytes, kind: str) -> Callable[[Path], Outcome]:
     return strike
 
 
+def _header(raw: bytes) -> Callable[[Path], Outcome]:
+    """Whether its header gets past, so that the work or memory that it announces would be spent next."""
+
+    def strike(_: Path) -> Outcome:
+        try:
+            pixels.open_picture(raw)
+        except pixels.PictureError as error:
+            return Outcome(False, f"error row {type(error).__name__}: {error}")
+        return Outcome(True, "opened")
+
+    return strike
+
+
+def _large_scans(side: int, scans: int) -> bytes:
+    """A JPEG of a few hundred bytes that announces `side` x `side` pixels and holds so many scans."""
+    raw = _encoded(Image.new("RGB", (16, 16), "red"), "JPEG", progressive=True)
+    at, last = raw.index(b"\xff\xc2") + 5, raw.rindex(b"\xff\xda")
+    raw = raw[:at] + struct.pack(">HH", side, side) + raw[at + 4 :]
+    return raw[:-2] + raw[last:-2] * (scans - raw.count(b"\xff\xda")) + raw[-2:]
+
+
+def _jpeg2000(width: int, height: int) -> bytes:
+    """257 bytes that announce so many pixels."""
+    raw = bytearray(_encoded(Image.new("RGB", (64, 64), "red"), "JPEG2000"))
+    at = raw.index(b"ihdr") + 4
+    raw[at : at + 8] = struct.pack(">II", height, width)
+    at = raw.index(b"\xff\x51") + 6
+    raw[at : at + 8] = raw[at + 16 : at + 24] = struct.pack(">II", width, height)
+    return bytes(raw)
+
+
+def _strips(count: int, tag: int) -> bytes:
+    """A grey TIFF of one column whose strips (273) or tiles (324) are so many, all of them the same byte."""
+    sizes = (278, 4, 1, 1) if tag == 273 else (322, 3, 1, 16)
+    entries = [
+        (256, 3, 1, 1 if tag == 273 else 16), (257, 4, 1, count if tag == 273 else 16 * count), (258, 3, 1, 8),
+        (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, count, 600), (277, 3, 1, 1), sizes, (279, 4, count, 600 + 4 * count),
+    ]  # fmt: skip
+    if tag == 324:
+        entries = [e for e in entries if e[0] not in (273, 279)]
+        entries += [(323, 3, 1, 16), (324, 4, count, 600), (325, 4, count, 600 + 4 * count)]
+    table = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
+    head = b"II*\0" + struct.pack("<I", 8) + table + bytes(4)
+    return head.ljust(600, b"\x80") + struct.pack("<I", 300) * count + struct.pack("<I", 1) * count
+
+
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(secret) run\n"
 OTHERS = {
     "EPS": EPS,
@@ -169,6 +216,17 @@ OTHERS = {
     "MSP": _encoded(Image.new("1", (8, 8)), "MSP"),
     "SPIDER": _encoded(Image.new("F", (8, 8)), "SPIDER"),
     "XBM": _encoded(Image.new("1", (8, 8)), "XBM"),
+    "DIB": _encoded(Image.new("RGB", (4, 4)), "DIB"),
+    "QOI": b"qoif" + struct.pack(">IIBB", 4, 4, 3, 0) + bytes(64),
+    "SUN": struct.pack(">8I", 0x59A66A95, 4, 4, 24, 48, 1, 0, 0) + bytes(48),
+    "FLI": struct.pack("<IHHHHHHI", 200, 0xAF12, 1, 4, 4, 8, 3, 70) + bytes(200),
+    "FITS": b"".join(
+        line.ljust(80)
+        for line in (b"SIMPLE  = T", b"BITPIX  = 8", b"NAXIS   = 2", b"NAXIS1  = 4", b"NAXIS2  = 4", b"END")
+    ).ljust(2880)
+    + bytes(2880),
+    "WMF": b"\xd7\xcd\xc6\x9a\0\0" + struct.pack("<hhhhH", 0, 0, 9, 9, 72) + bytes(6) + b"\x01\0\t\0" + bytes(80),
+    "XPM": b'/* XPM */\nstatic char * x[] = {\n"4 4 1 1",\n"  c #000000",\n"    ",\n"    ",\n"    ",\n"    "};\n',
 }
 
 
@@ -181,6 +239,17 @@ def _guessed(make: Callable[[], bytes]) -> Callable[[Path], Outcome]:
 def _any_samples() -> Iterator[None]:
     with patched(pixels, "_check_tiff", lambda fields: None), patched(pixels, "_check_range", lambda image: None):
         yield
+
+
+def _written(values: np.ndarray, **options: object) -> Callable[[], bytes]:
+    """By another writer than Pillow."""
+
+    def make() -> bytes:
+        sink = io.BytesIO()
+        tifffile.imwrite(sink, values, **options)
+        return sink.getvalue()
+
+    return make
 
 
 def _tiff(values: np.ndarray) -> Callable[[], bytes]:
@@ -210,6 +279,36 @@ ATTACKS = [
             lambda: patched(pixels, "MAX_SCANS", 10**9),
         )
         for count in (100, 400, 2_000)
+    ),
+    *(
+        Attack(
+            "pixels",
+            f"{scans} scans of {side} x {side} pixels in a JPEG of {len(_large_scans(side, scans)):,} bytes",
+            "PictureTooLarge: its scans have more than",
+            _header(_large_scans(side, scans)),
+            lambda: patched(pixels, "MAX_WORK", 2**60),
+        )
+        for side, scans in ((11_000, 20), (8_000, 60), (5_000, 100))
+    ),
+    *(
+        Attack(
+            "pixels",
+            f"a JPEG 2000 of 257 bytes and {width} x {height} pixels",
+            "PictureTooLarge: it announces more than 67,108,864 pixels",
+            _header(_jpeg2000(width, height)),
+            lambda: patched(pixels, "COSTLY", {}),
+        )
+        for width, height in ((9_000, 9_000), (60_000, 2_000), (1_200, 60_000))
+    ),
+    *(
+        Attack(
+            "pixels",
+            f"a TIFF of {count:,} {name}",
+            "PictureTooLarge: it has more than 100,000 strips or tiles",
+            _header(_strips(count, tag)),
+            lambda: patched(pixels, "MAX_PIECES", 10**9),
+        )
+        for count, tag, name in ((100_001, 273, "strips"), (150_000, 273, "strips"), (110_000, 324, "tiles"))
     ),
     *(
         Attack(
@@ -276,6 +375,22 @@ ATTACKS = [
             ("32-bit integers", (RAMP * 200).astype(np.int32)),
             ("large 32-bit integers", (RAMP * 1e9).astype(np.int32)),
             ("floats", RAMP.astype(np.float32)),
+        )
+    ),
+    *(
+        Attack(
+            "samples", f"a TIFF of {name} that would come out black or wrapped", outcome, _guessed(make), _any_samples
+        )
+        for name, outcome, make in (
+            ("16-bit signed integers", "16-bit signed", _written((RAMP * 30000).astype(np.int16))),
+            ("8-bit signed integers", "8-bit signed", _written((RAMP * 127).astype(np.int8))),
+            ("32-bit unsigned integers", "32-bit unsigned", _written((RAMP * 4e9).astype(np.uint32))),
+            ("packed 32-bit floats", "32-bit floats", _written(RAMP.astype(np.float32), compression="zlib")),
+            (
+                "16-bit colours in planes",
+                "its 16-bit colours lie in planes",
+                _written(np.stack([(RAMP * 65535).astype(np.uint16)] * 3), photometric="rgb", planarconfig="separate"),
+            ),
         )
     ),
 ]

@@ -16,7 +16,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from nextloom import pixels
-from nextloom.op import MAX_CHILDREN, Child, Expand, Row
+from nextloom.op import MAX_CHILDREN, Child, Expand, Row, RowFailure
 
 
 class GifFrames(Expand):
@@ -36,11 +36,13 @@ class GifFrames(Expand):
 
         Raises:
             PictureError: the bytes are no picture.
-            ValueError: more than `max_frames` frames.
+            RowFailure: ``TooManyFrames``: more than `max_frames`.
         """
         assert row.raw is not None
         count = pixels.frame_count(row.raw)
         if count > self.max_frames:
-            raise ValueError(f"{count} frames; max_frames is {self.max_frames}")
+            raise RowFailure(
+                "TooManyFrames", f"more frames than max_frames, {self.max_frames}", detail=f"{count} frames"
+            )
         for frame in range(count):
             yield Child(key=f"{row.key}#{frame:04d}", frame=frame)

@@ -36,6 +36,18 @@ RATIO_TOLERANCE = 0.08
 """How far beyond 4:1 a picture may be: as much as the worst crop between two neighbouring rows."""
 
 
+class TooElongated(ValueError):
+    """An image that no schedule fits; the message is the same for all, `detail` says its size."""
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__(f"longer than {MAX_RATIO:g}:1, the longest schedule")
+        self.detail = f"{height} x {width} pixels (height x width)"
+
+    def __reduce__(self):  # its message is no argument
+        height, _, width, *_ = self.detail.split()
+        return TooElongated, (int(height), int(width))
+
+
 @lru_cache(maxsize=1024)
 def schedule(final_grid18: Grid, scales: int) -> tuple[Grid, ...]:
     """The first `scales` grids of the schedule whose 18th grid is `final_grid18`.
@@ -68,12 +80,10 @@ def bucket(height: int, width: int, scales: int) -> int:
         scales: number of scales, 1 to 18.
 
     Raises:
-        ValueError: the picture is longer than 4:1 by more than `RATIO_TOLERANCE`.
+        TooElongated: the picture is longer than 4:1 by more than `RATIO_TOLERANCE`.
     """
     if max(height, width) > min(height, width) * MAX_RATIO * (1 + RATIO_TOLERANCE):
-        raise ValueError(
-            f"{height} x {width} pixels (height x width) is longer than {MAX_RATIO:g}:1, the longest schedule"
-        )
+        raise TooElongated(height, width)
     ratio = math.log(height / width)
 
     def distance(row: int) -> tuple[float, float, int]:

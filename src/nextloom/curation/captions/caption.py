@@ -191,11 +191,13 @@ class Recaption(Caption):
         """The alt text.
 
         Raises:
-            ValueError: the source brought none, or one that is too long.
+            RowFailure: ``NoAltText`` or ``LongAltText``.
         """
         text = (row.source.get(self.column) or "").strip()
         if not text:
-            raise ValueError(f"no alt text in source column {self.column!r}; a select on it can leave such rows out")
+            message = f"no alt text in source column {self.column!r}; a select on it can leave such rows out"
+            raise RowFailure("NoAltText", message)
         if len(text) > self.max_alt_chars:
-            raise ValueError(f"the alt text has {len(text):,} characters; max_alt_chars is {self.max_alt_chars:,}")
+            message = f"the alt text is longer than max_alt_chars, {self.max_alt_chars:,}"
+            raise RowFailure("LongAltText", message, detail=f"{len(text):,} characters")
         return text

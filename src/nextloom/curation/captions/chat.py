@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from nextloom.curation.captions.chat_execution import ChatExecution
-from nextloom.curation.captions.chat_format import Reply, Request, Sampling, chat_body, read_reply
+from nextloom.curation.captions.chat_format import BadReply, Reply, Request, Sampling, chat_body, read_reply
 from nextloom.errors import UserError
 from nextloom.hashing import uniform
 from nextloom.op import RowFailure
@@ -42,8 +42,8 @@ AGAIN = (408, 429)
 class ChatError(RowFailure):
     """A request without a usable answer; `attempts` says how many were made."""
 
-    def __init__(self, kind: str, message: str, *, transient: bool, attempts: int) -> None:
-        super().__init__(kind, message, transient=transient, values={"attempts": attempts})
+    def __init__(self, kind: str, message: str, detail: str = "", *, transient: bool, attempts: int) -> None:
+        super().__init__(kind, message, detail=detail or None, transient=transient, values={"attempts": attempts})
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,8 @@ class _Trouble:
     again: bool
     rest: float = 0.0
     """Seconds that the server asks to wait."""
+    detail: str = ""
+    """What the server or the library says, which may differ from one request to the next."""
 
 
 class ChatClient:
@@ -84,8 +86,9 @@ class ChatClient:
         """
         trouble = asyncio.run(self._probe())
         if trouble:
+            why = f"{trouble.message}: {trouble.detail}".rstrip(": ")
             raise UserError(
-                f"cannot reach {self._how.endpoint}: {trouble.message}; no row was touched",
+                f"cannot reach {self._how.endpoint}: {why}; no row was touched",
                 where="execution.endpoint",
                 next="start the server, or --set steps.NAME.execution.endpoint=http://...: it makes no caption stale",
             )
@@ -135,15 +138,15 @@ class ChatClient:
             if not isinstance(got, _Trouble):
                 try:
                     return read_reply(got, attempt)
-                except ValueError as error:
-                    problem = f"the reply cannot be read: {self._clean(str(error))}"
-                    raise ChatError("BadReply", problem, transient=False, attempts=attempt) from None
+                except BadReply as error:
+                    problem, more = f"the reply cannot be read: {error}", self._clean(error.detail or "")
+                    raise ChatError("BadReply", problem, more, transient=False, attempts=attempt) from None
             if not got.again:
-                raise ChatError(got.kind, got.message, transient=False, attempts=attempt)
+                raise ChatError(got.kind, got.message, got.detail, transient=False, attempts=attempt)
             wait, left = self._wait(request.key, attempt, got.rest), self._how.max_seconds - (time.monotonic() - start)
             if attempt >= self._how.max_attempts or wait >= left:
                 why = f"after {attempt} attempts" if attempt >= self._how.max_attempts else "out of time"
-                raise ChatError(got.kind, f"{got.message} ({why})", transient=True, attempts=attempt)
+                raise ChatError(got.kind, f"{got.message} ({why})", got.detail, transient=True, attempts=attempt)
             await asyncio.sleep(wait)
         raise AssertionError
 
@@ -166,14 +169,14 @@ class ChatClient:
                     return data
                 again = response.status in AGAIN or response.status >= 500
                 said = self._clean(data[:300].decode("utf-8", "replace"))
-                message = f"{response.status} {response.reason}: {said}".rstrip(": ")
-                return _Trouble("HttpStatus", message, again, rest_of(response.headers, time.time()))
+                message = f"{response.status} {self._clean(response.reason or '')}".strip()
+                return _Trouble("HttpStatus", message, again, rest_of(response.headers, time.time()), said)
         except TimeoutError:
-            return _Trouble("Timeout", f"no reply in {seconds:g} s", True)
+            return _Trouble("Timeout", "no reply in time", True, detail=f"{seconds:g} s")
         except _TooLong:
             return _Trouble("BadReply", f"the reply is longer than {LONGEST_REPLY:,} bytes", False)
         except (aiohttp.ClientError, OSError) as error:
-            return _Trouble("ConnectionError", self._clean(f"{type(error).__name__}: {error}"), True)
+            return _Trouble("ConnectionError", type(error).__name__, True, detail=self._clean(str(error)))
 
     def _wait(self, key: str, attempt: int, rest: float) -> float:
         """Seconds before the next request: 0.5 to 1.5 of the doubled back-off, or what the server asks for."""

@@ -58,25 +58,33 @@ def chat_body(sampling: Sampling, messages: Messages) -> dict[str, Any]:
     }
 
 
+class BadReply(ValueError):
+    """A reply that is no chat completion: what is wrong, and beside it how it begins."""
+
+    def __init__(self, message: str, detail: str | None = None) -> None:
+        super().__init__(message)
+        self.detail = detail
+
+
 def read_reply(data: bytes, attempts: int) -> Reply:
     """The first choice of a reply.
 
     Raises:
-        ValueError: no JSON, or without the fields that a chat completion has; says what is there.
+        BadReply: no JSON, or without the fields that a chat completion has; `detail` says what is there.
     """
     try:
         reply = json.loads(data)
     except ValueError:
-        raise ValueError(f"no JSON: {data[:100].decode('utf-8', 'replace')!r}") from None
+        raise BadReply("it is no JSON", data[:100].decode("utf-8", "replace")) from None
     choices = reply.get("choices") if isinstance(reply, Mapping) else None
     if not isinstance(choices, list) or not choices:
-        raise ValueError(f"no choices: {data[:100].decode('utf-8', 'replace')!r}")
+        raise BadReply("it has no choices", data[:100].decode("utf-8", "replace"))
     message = choices[0].get("message") if isinstance(choices[0], Mapping) else None
     if not isinstance(message, Mapping):
-        raise ValueError("the first choice holds no message")
+        raise BadReply("its first choice holds no message")
     content, refusal = message.get("content"), message.get("refusal")
     if not isinstance(content, str | None) or not isinstance(refusal, str | None):
-        raise ValueError(f"its content is no text but {type(content or refusal).__name__}")
+        raise BadReply("its content is no text", type(content or refusal).__name__)
     usage = reply.get("usage")
     finish = _text(choices[0].get("finish_reason"))
     return Reply(

@@ -51,11 +51,18 @@ def unit(vector: np.ndarray) -> np.ndarray:
     return vector / norm
 
 
+class Strip(ValueError):
+    """An image beyond `LONGEST`, which no encoder is asked about; the message is the same for all."""
+
+    def __init__(self) -> None:
+        super().__init__(f"longer than {LONGEST}:1, which this encoder cannot take")
+
+
 def refuse_strip(rgb: np.ndarray) -> None:
-    """Raises a ValueError for a picture beyond `LONGEST`."""
+    """Raises a `Strip` for an image beyond `LONGEST`."""
     height, width = rgb.shape[:2]
     if max(height, width) > LONGEST * min(height, width):
-        raise ValueError(f"{width} x {height} pixels: longer than {LONGEST}:1, which this encoder cannot take")
+        raise Strip
 
 
 def one_thread(device: str) -> None:

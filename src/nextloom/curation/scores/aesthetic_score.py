@@ -32,7 +32,7 @@ from nextloom.curation.scores.scales import LAION_RELU, LAION_V1, LAION_V2
 from nextloom.errors import UserError
 from nextloom.io import digest_path
 from nextloom.model_files import layout, load_pickled, load_tensors
-from nextloom.op import Annotate, Row, Scale
+from nextloom.op import Annotate, Row, RowFailure, Scale
 
 LAYERS = {
     "v2": tuple(f"layers.{i}." for i in (0, 2, 4, 6, 7)),  # dropout stands between
@@ -49,7 +49,7 @@ class AestheticScore(Annotate):
     """LAION's aesthetic score of an embedding."""
 
     name: ClassVar[str] = "aesthetic_score"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
     weights: ClassVar[Mapping[str, str]] = {
         "checkpoint": "put sac+logos+ava1-l14-linearMSE.pth of github.com/christophschuhmann/"
         "improved-aesthetic-predictor there, or set weights to where it is"
@@ -119,22 +119,26 @@ class AestheticScore(Annotate):
         self._layers[:] = layers if found == "relu" else [_fold(layers)]
 
     def measure(self, row: Row) -> dict[str, Any]:
-        """`score`: see the scales of the variants; not clipped.
+        """`score`: see the scales of the variants; not clipped. Null where the row has no embedding.
 
         Raises:
-            ValueError: the embedding is of another width, or its length is not 1.
+            RowFailure: ``OtherEmbedding``: it is of another width, or its length is not 1.
         """
         (step,) = self.reads
+        if row.reads[step]["embedding"] is None:
+            return {"score": None}
         x = np.frombuffer(row.reads[step]["embedding"], "<f4").astype(np.float64)
         width = self._layers[0][0].shape[1]
         if len(x) != width:
-            raise ValueError(
+            raise RowFailure(
+                "OtherEmbedding",
                 f"{step} has {len(x)} numbers, these weights want {width}: embed with "
-                + ("OpenAI CLIP ViT-L/14" if width == 768 else "the CLIP that the weights were made for")
+                + ("OpenAI CLIP ViT-L/14" if width == 768 else "the CLIP that the weights were made for"),
             )
         length = float(np.linalg.norm(x))
         if not abs(length - 1) <= TOLERANCE:
-            raise ValueError(f"{step} has length {length:.4g}, not 1: divide each embedding by its length (embed does)")
+            message = f"{step} is not of length 1: divide each embedding by its length (embed does)"
+            raise RowFailure("OtherEmbedding", message, detail=f"length {length:.4g}")
         for weight, bias in self._layers[:-1]:
             x = np.maximum(weight @ x + bias, 0)
         weight, bias = self._layers[-1]

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pydantic import PrivateAttr
 
 from nextloom.curation.encoders.choice import WithEncoder
-from nextloom.curation.encoders.encoder import Encoder, unit
+from nextloom.curation.encoders.encoder import Encoder, Strip, unit
 from nextloom.op import Row, Scale
 
 GPU_BATCH = 32
@@ -28,7 +28,7 @@ class Embed(WithEncoder):
     """The vector of one picture."""
 
     name: ClassVar[str] = "embed"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
     needs: ClassVar[Literal["nothing", "bytes", "pixels"]] = "pixels"
 
     _encoder: Encoder | None = PrivateAttr(None)
@@ -39,8 +39,8 @@ class Embed(WithEncoder):
         return GPU_BATCH if self.execution.num_gpus else 1
 
     def columns(self) -> pa.Schema:
-        """`embedding`: `dim` float32, little-endian, of length 1."""
-        return pa.schema([("embedding", pa.binary()), ("dim", pa.int32())])
+        """`embedding`: `dim` float32, little-endian, of length 1; null where `not_measured` says why."""
+        return pa.schema([("embedding", pa.binary()), ("dim", pa.int32()), ("not_measured", pa.string())])
 
     def score_scales(self) -> Mapping[str, Scale]:
         """The space of the vectors: what is compared with them must live in it."""
@@ -51,10 +51,9 @@ class Embed(WithEncoder):
         self._encoder = self.load("image")
 
     def measure(self, row: Row) -> dict[str, Any]:
-        """The vector.
+        """The vector; null for a strip that the encoder cannot take, and so is what is computed from it.
 
         Raises:
-            ValueError: the picture is a strip that the encoder cannot take.
             ArithmeticError: the vector has no direction.
         """
         return self._vectors([row])[0]
@@ -66,10 +65,18 @@ class Embed(WithEncoder):
     def _vectors(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         assert self._encoder is not None, "setup() comes first"
         pictures = [row.pixels for row in rows if row.pixels is not None]
-        vectors = [unit(vector) for vector in self._encoder.images(pictures)]
-        return [{"embedding": vector.astype("<f4").tobytes(), "dim": len(vector)} for vector in vectors]
+        try:
+            vectors = [unit(vector) for vector in self._encoder.images(pictures)]
+        except Strip as why:
+            if len(rows) > 1:
+                raise  # the caller asks row by row
+            return [{"embedding": None, "dim": None, "not_measured": str(why)}]
+        raw = [vector.astype("<f4").tobytes() for vector in vectors]
+        return [{"embedding": data, "dim": len(data) // 4, "not_measured": None} for data in raw]
 
 
-def vector_of(values: Mapping[str, Any]) -> np.ndarray:
-    """(dim,) float32 of the columns of an `embed` step."""
+def vector_of(values: Mapping[str, Any]) -> np.ndarray | None:
+    """(dim,) float32 of the columns of an `embed` step; None where it has no vector."""
+    if values["embedding"] is None:
+        return None
     return np.frombuffer(values["embedding"], "<f4")

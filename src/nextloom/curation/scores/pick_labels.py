@@ -27,7 +27,7 @@ class PickLabels(Annotate):
     """Labels of a row, or `other`."""
 
     name: ClassVar[str] = "pick_labels"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
 
     margin: float | None = Field(None, ge=0, le=1)
     """By how much the best score must lead the second, 0..1; give this or `thresholds`."""
@@ -54,12 +54,14 @@ class PickLabels(Annotate):
             raise UserError("reads one zero_shot step", where=f"{where}.reads")
 
     def measure(self, row: Row) -> dict[str, Any]:
-        """Labels of one row.
+        """Labels of one row; all null where it has no scores.
 
         Raises:
             ValueError: `thresholds` names a label that was not scored.
         """
         values = row.reads[self.reads[0]]
+        if values["scores"] is None:
+            return dict.fromkeys(self.columns().names)
         scores, below = dict(values["scores"]), dict(zip(dict(values["scores"]), values["primaries"], strict=True))
         if self.thresholds is None:
             labels = [values["label"]] if values["margin"] >= (self.margin or 0) else []

@@ -26,7 +26,7 @@ from nextloom.curation.encoders.choice import WithEncoder
 from nextloom.curation.encoders.encoder import Encoder, unit
 from nextloom.curation.scores.embed import vector_of
 from nextloom.errors import UserError
-from nextloom.op import Row, Scale
+from nextloom.op import Row, RowFailure, Scale
 
 TEMPLATES = {
     "name": ("{}",),
@@ -58,7 +58,7 @@ class ZeroShot(WithEncoder):
     """Scores of your labels, and the best of them."""
 
     name: ClassVar[str] = "zero_shot"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
     needs: ClassVar[Literal["nothing", "bytes", "pixels"]] = "nothing"
 
     labels: tuple[str, ...] | dict[str, tuple[str, ...] | None]
@@ -167,19 +167,23 @@ class ZeroShot(WithEncoder):
         self._matrix = text_matrix(encoder, self.names(), self.texts())
 
     def measure(self, row: Row) -> dict[str, Any]:
-        """Scores of one row.
+        """Scores of one row; all null where it has no embedding.
 
         Raises:
-            ValueError: its embedding is of another width than the labels' or not of length 1.
+            RowFailure: ``OtherEmbedding``: it is of another width than the labels' or not of length 1.
         """
         assert self._matrix is not None, "setup() comes first"
         step = self.reads[0]
-        vector = vector_of(row.reads[step]).astype(np.float64)
+        found = vector_of(row.reads[step])
+        if found is None:
+            return dict.fromkeys(self.columns().names)
+        vector = found.astype(np.float64)
         if len(vector) != self._matrix.shape[1]:
-            raise ValueError(f"{step}: {len(vector)} dimensions, the labels have {self._matrix.shape[1]}")
+            more = f"{len(vector)} dimensions, the labels have {self._matrix.shape[1]}"
+            raise RowFailure("OtherEmbedding", f"{step} has other dimensions than the labels", detail=more)
         norm = float(np.linalg.norm(vector))
         if not abs(norm - 1) <= NORM:
-            raise ValueError(f"{step}: an embedding of length {norm:.4g}, not 1")
+            raise RowFailure("OtherEmbedding", f"{step} is not of length 1", detail=f"length {norm:.4g}")
         logits = self._factor * (self._matrix @ vector)
         scores = softmax(logits) if self.mode == "single" else 1 / (1 + np.exp(-(logits + self._offset)))
         order = np.argsort(-scores, kind="stable")
