@@ -85,7 +85,7 @@ def inspect(recipe: TrainRecipe, *, fresh: bool = False) -> State:
     elif run.get(CLEARING) or (receipt and receipt["start"] == run["start"]):
         run = None  # killed while it cleared away an older one; or after the receipt, before its own end was noted
     under_way = run and run["identity"] == identity
-    same = bool(receipt) and receipt["identity"] == identity
+    same = receipt is not None and receipt["identity"] == identity
     if receipt and same and not under_way and not fresh and receipt.get("output") == _output_digest(recipe):
         return State("fresh", "", identity)
     if under_way and not fresh:
