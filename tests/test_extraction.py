@@ -142,7 +142,7 @@ def test_many_threads_are_kept_busy_and_pixels_go_once_they_are_resized(tmp_path
     want = op.measure(Row(3, "p003.png", pixels=rgb))
     assert {name: by_id[3][name] for name in want} == want
     kinds = {row["error"]["stage"]: row["error"]["type"] for row in by_id.values() if row["error"]}
-    assert kinds == {"tokens": "ValueError", "decode": "NotAPicture"}
+    assert kinds == {"tokens": "TooElongated", "decode": "NotAPicture"}
 
 
 def test_reading_threads_share_an_opened_shard(tmp_path, monkeypatch):

@@ -79,7 +79,7 @@ def test_every_failure_is_counted_and_named_by_its_own_key(made):
         assert sum(f["count"] for f in failures if f["step"] == step) == counts[step]["errors"] > 0
     dark = {key for f in failures if f["step"] == "inside" for key in f["examples"]}
     assert "animated.gif#0000" in dark and all("#" in key for key in dark), "red has a mean of 85"
-    (long,) = [f for f in failures if f["message"].startswith("4 frames")]
+    (long,) = [f for f in failures if f["message"].startswith("more frames than max_frames")]
     assert (long["step"], long["examples"]) == ("frames", ["long.gif"])
 
 

@@ -296,7 +296,7 @@ def test_what_a_published_folder_leaves_out_is_the_librarys_default(tmp_path):
 def refused(folder: str | Path, read=read_siglip) -> str:
     with pytest.raises(UserError) as caught:
         read(str(folder), "init_from.semantic")
-    assert "init_from.semantic" in str(caught.value)
+    assert "init_from.semantic" in str(caught.value) or f"{folder}/config.json: " in str(caught.value)
     assert f"hf download google/siglip2-so400m-patch16-naflex --local-dir {folder}" in str(caught.value)
     return str(caught.value)
 
@@ -306,7 +306,7 @@ def test_folders_that_hold_no_such_tower_are_refused(folder, tmp_path):
     save_fixed(tmp_path)
     assert "of type 'siglip', not siglip2" in refused(tmp_path)
     (tmp_path / "config.json").write_text("[]")
-    assert "no configuration of a model" in refused(tmp_path)
+    assert "JSON, but not a mapping" in refused(tmp_path)
     document = json.loads((Path(folder) / "config.json").read_text())
     document["vision_config"]["hidden_act"] = "relu"
     (tmp_path / "config.json").write_text(json.dumps(document))

@@ -13,7 +13,7 @@ import os
 import pickle
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -91,7 +91,7 @@ class WorkerPool:
         self._kind: Any = None
         self._job: Any = None
 
-    def run(self, chunks: Iterable[pa.Table]) -> Iterator[dict[str, Any]]:
+    def run(self, chunks: Iterable[pa.Table]) -> Generator[dict[str, Any]]:
         """Records as they come, until every row of `chunks` has one.
 
         Raises:

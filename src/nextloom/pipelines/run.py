@@ -14,7 +14,8 @@ import logging
 import pickle
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -119,12 +120,13 @@ class Run:
         for step, plan in steps:
             self._finish_rows(step, plan, planned[step.name])
 
-    def _collect(self, records: Iterator[dict[str, Any]], ledger: Ledger) -> None:
+    def _collect(self, records: Generator[dict[str, Any]], ledger: Ledger) -> None:
         """Book records as they come; what has come is committed whatever ends the loop, Ctrl-C included."""
         try:
-            for record in records:
-                ledger.take(record)
-                self.progress.advance(record["step"], record["done"], record["errors"])
+            with closing(records):  # what the pool says last, it says now and not when memory is tidied up
+                for record in records:
+                    ledger.take(record)
+                    self.progress.advance(record["step"], record["done"], record["errors"])
         finally:
             ledger.flush()
 
