@@ -47,7 +47,10 @@ class SiglipTower(nn.Module):
 
         config = read_siglip(folder, where)
         for file in sorted(Path(folder).glob("*.safetensors")):
-            layout(file, next=bring(folder))
+            try:
+                layout(file)
+            except UserError as error:
+                raise UserError(f"{file}: {error.what}", where=where, next=bring(folder)) from None
         with torch.device("meta"):
             tower = cls(config)
         level = logging.get_verbosity()

@@ -77,11 +77,12 @@ def read_siglip(folder: str | Path, where: str) -> SiglipConfig:
     if not path.is_file():
         raise _absent(folder, where)
     try:
-        document = read_json(path, next=bring(folder))
+        document = read_json(path)
         kind, vision = document.get("model_type"), document.get("vision_config", document)
         fields = {name: vision.get(theirs, LIBRARY[name]) for name, theirs in NAMES.items()}
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} is no configuration of a model: {error}", where=where, next=bring(folder)) from None
+    except (UserError, ValueError, AttributeError) as error:
+        what = error.what if isinstance(error, UserError) else error
+        raise UserError(f"{path} is no configuration of a model: {what}", where=where, next=bring(folder)) from None
     if kind not in ("siglip2", "siglip2_vision_model"):
         raise UserError(f"{folder} holds a model of type {kind!r}, not siglip2", where=where, next=bring(folder))
     for name, value in FIXED.items():
