@@ -13,7 +13,7 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_EXTRA) -e '.[samples,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile $(PIP_EXTRA) -e '.[samples,dev]'  # modules are compiled as they are first used
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'brisque>=0.2'  # see docs/dependencies.md
 	touch $@
 

@@ -31,3 +31,21 @@ def ray_local():
 
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture
+def nextloom(monkeypatch, capsys, tmp_path):
+    """Run the command line in this process, in `cwd` or the test's own folder: (exit code, stdout, stderr)."""
+    from nextloom.cli import main
+
+    def call(*arguments: str, cwd: Path = tmp_path) -> tuple[int, str, str]:
+        with monkeypatch.context() as patch:
+            patch.chdir(cwd)
+            patch.setattr("sys.argv", ["nextloom", *arguments])
+            patch.setattr("sys.path", [*sys.path])
+            with pytest.raises(SystemExit) as end:
+                main()
+        told = capsys.readouterr()
+        return int(end.value.code or 0), told.out, told.err
+
+    return call

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from engine import build, write_pictures
-from nextloom.cli import app, main
+from nextloom.cli import app
 from nextloom.config import DEFAULT_ROOT, override, resolve
 from nextloom.errors import UserError
 from nextloom.pipelines.recipe import RunOptions
@@ -62,23 +62,6 @@ class Named(NoName):
 class NoVersion(Annotate):
     name: ClassVar[str] = "no_version"
 """
-
-
-@pytest.fixture
-def nextloom(monkeypatch, capsys):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: str, cwd: Path) -> tuple[int, str, str]:
-        with monkeypatch.context() as patch:
-            patch.chdir(cwd)
-            patch.setattr("sys.argv", ["nextloom", *arguments])
-            patch.setattr("sys.path", [*sys.path])
-            with pytest.raises(SystemExit) as end:
-                main()
-        told = capsys.readouterr()
-        return int(end.value.code or 0), told.out, told.err
-
-    return call
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from PIL import Image
 
 from engine import write_pictures
 from exporting import manifest
-from nextloom.cli import main
 from nextloom.pixels import decode
 
 RECIPE = """
@@ -44,25 +43,9 @@ def folder(tmp_path_factory, ray_local):
     return root
 
 
-@pytest.fixture
-def nextloom(monkeypatch, capsys, folder):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        with monkeypatch.context() as patch:
-            patch.chdir(folder)
-            patch.setattr("sys.argv", ["nextloom", *arguments])
-            with pytest.raises(SystemExit) as end:
-                main()
-        told = capsys.readouterr()
-        return int(end.value.code or 0), told.out, told.err
-
-    return call
-
-
 def test_an_export_from_before_the_first_run_to_the_frames(nextloom, folder, tmp_path):
     def export(*arguments):
-        return nextloom("export", "toy.yaml", *arguments)
+        return nextloom("export", "toy.yaml", *arguments, cwd=folder)
 
     out = str(tmp_path / "out")
     code, _, err = export(out, "--to", "parquet")
@@ -71,7 +54,7 @@ def test_an_export_from_before_the_first_run_to_the_frames(nextloom, folder, tmp
     assert (
         code == 1 and err.startswith("error: --rows: the source changed") and "nextloom run toy.yaml --to keep" in err
     )
-    assert nextloom("run", "toy.yaml")[0] == 0 and nextloom("release", "toy.yaml")[0] == 0
+    assert nextloom("run", "toy.yaml", cwd=folder)[0] == 0 and nextloom("release", "toy.yaml", cwd=folder)[0] == 0
 
     code, told, _ = export(out, "--to", "parquet")
     assert code == 0 and told.startswith(f"{out}: kept-0001, 4 of 4 rows in 1 shard, ")
@@ -125,16 +108,16 @@ def test_an_export_from_before_the_first_run_to_the_frames(nextloom, folder, tmp
     ],
 )
 def test_mistakes_are_refused(nextloom, folder, arguments, message):
-    code, out, err = nextloom("export", "toy.yaml", *arguments)
+    code, out, err = nextloom("export", "toy.yaml", *arguments, cwd=folder)
     assert code in (1, 2) and out == "" and message in err
     assert not list(folder.rglob("out"))
 
 
 def test_a_file_that_vanished_ends_with_code_1_and_a_list(nextloom, folder, tmp_path):
-    nextloom("run", "toy.yaml"), nextloom("release", "toy.yaml")
+    nextloom("run", "toy.yaml", cwd=folder), nextloom("release", "toy.yaml", cwd=folder)
     raw = (folder / "data/pics/p001.png").read_bytes()
     (folder / "data/pics/p001.png").unlink()
-    code, out, err = nextloom("export", "toy.yaml", str(tmp_path / "out"), "--to", "webdataset")
+    code, out, err = nextloom("export", "toy.yaml", str(tmp_path / "out"), "--to", "webdataset", cwd=folder)
     (folder / "data/pics/p001.png").write_bytes(raw)
     assert code == 1 and "3 of 4 rows in 1 shard" in out
     assert "1 of 4 rows of kept-0001 have no bytes any more" in err and "errors.jsonl" in err

@@ -8,7 +8,6 @@ import sys
 
 import pytest
 
-from nextloom.cli import main
 from nextloom.config import validate
 from nextloom.pipelines.manual import KINDS, example_of, page_of, pages
 from nextloom.pipelines.recipe import Recipe
@@ -51,20 +50,6 @@ def test_types_and_defaults_are_told_in_words():
     tokens = {field.name: field for field in page_of(CLASSES["image_tokens"]).fields}
     assert (tokens["tokenizer"].type, tokens["tokenizer"].default) == ("path", None)
     assert list(fields)[-3:] == ["rows", "reads", "execution"]
-
-
-@pytest.fixture
-def nextloom(monkeypatch, capsys, tmp_path):
-    def call(*arguments: str) -> tuple[int, str, str]:
-        with monkeypatch.context() as patch:
-            patch.chdir(tmp_path)
-            patch.setattr("sys.argv", ["nextloom", *arguments])
-            with pytest.raises(SystemExit) as end:
-                main()
-        told = capsys.readouterr()
-        return int(end.value.code or 0), told.out, told.err
-
-    return call
 
 
 def test_the_verb_lists_shows_and_suggests(nextloom):

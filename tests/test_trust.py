@@ -10,7 +10,6 @@ from nextloom.config import load_yaml
 from nextloom.errors import UserError
 from nextloom.pipelines.recipe import Recipe
 from nextloom.printable import printable, redacted
-from test_cli import nextloom  # noqa: F401  (a fixture)
 
 CAPTION = """
 dataset: toy
@@ -42,7 +41,7 @@ def captions(tmp_path):
     return write
 
 
-def test_plan_names_own_code_and_variables(nextloom, captions, tmp_path):  # noqa: F811
+def test_plan_names_own_code_and_variables(nextloom, captions, tmp_path):
     captions("OPENAI_API_KEY")
     (tmp_path / "length_of_key.py").write_text(OWN)
     with open(tmp_path / "r.yaml", "a") as recipe:
@@ -57,7 +56,7 @@ def test_plan_names_own_code_and_variables(nextloom, captions, tmp_path):  # noq
     )
 
 
-def test_a_key_goes_to_its_own_service_or_where_the_command_line_says(nextloom, captions, tmp_path):  # noqa: F811
+def test_a_key_goes_to_its_own_service_or_where_the_command_line_says(nextloom, captions, tmp_path):
     captions("NEXTLOOM_CAPTIONS")
     assert nextloom("plan", "r.yaml", cwd=tmp_path)[0] == 0
     captions("AWS_SECRET_ACCESS_KEY")

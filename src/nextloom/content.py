@@ -99,7 +99,7 @@ class Content:
             handle = self._open(uri, version)
         raw = handle.read_at(size, offset)
         if len(raw) != size:
-            raise ContentError(f"{len(raw):,} of {size:,} bytes are there: the shard is cut off")
+            raise ContentError("the shard is cut off", f"{len(raw):,} of {size:,} bytes are there")
         return raw
 
     def _cell(self, uri: str, member: str, version: str) -> bytes:

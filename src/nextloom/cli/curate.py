@@ -43,10 +43,12 @@ def plan(
     else:
         _show_plan(plans)
     if blocked := [p for p in plans if p.state == BLOCKED]:
+        first = blocked[0]
         raise UserError(
-            f"{len(blocked)} of {len(plans)} steps and releases cannot be made",
-            where=f"steps.{blocked[0].step}" if blocked[0].kind != "release" else blocked[0].step,
-            next=f"{blocked[0].cause}" if not blocked[0].next else f"{blocked[0].next}  ({blocked[0].cause})",
+            f"{len(blocked)} of {len(plans)} steps and releases cannot be made; the first: "
+            + named(first.cause.removesuffix(f"; {first.next}")),
+            where=f"steps.{first.step}" if first.kind != "release" else first.step,
+            next=first.next or None,
         )
 
 

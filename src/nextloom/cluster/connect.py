@@ -61,18 +61,27 @@ def connect(address: str | None = None) -> int:
 
 
 def _start(cores: int) -> None:
-    """A local instance that listens on 127.0.0.1 and wants a token, which only what this process starts knows."""
+    """A local instance that listens on 127.0.0.1 and wants a token, which only what this process starts knows.
+
+    It has no dashboard, autoscaler and log monitor, which nothing here uses: their start takes as long as the rest.
+    """
     import ray
-    from ray._private import ray_constants
+    from ray._private import node, parameter, ray_constants
     from ray._raylet import AuthenticationTokenLoader, Config
+
+    class Parameters(parameter.RayParams):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "include_log_monitor": False, "no_monitor": True})
 
     os.environ["RAY_AUTH_MODE"] = "token"
     if not os.environ.get("RAY_AUTH_TOKEN_PATH"):
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     Config.initialize("")  # both were read when ray was imported
     AuthenticationTokenLoader.instance().reset_cache()
-    cluster, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False  # or it takes all addresses
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_set(ray_constants, "ENABLE_RAY_CLUSTER", False))  # or it takes all addresses
+        stack.enter_context(_set(parameter, "RayParams", Parameters))
+        stack.enter_context(_set(node.Node, "start_api_server", lambda *_, **__: None))
         ray.init(
             address="local",
             num_cpus=cores + 2,
@@ -82,8 +91,17 @@ def _start(cores: int) -> None:
             object_store_memory=512 * 2**20,
             job_config=_job_config(),
         )
+
+
+@contextlib.contextmanager
+def _set(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute with another value for a while."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = cluster
+        setattr(owner, name, before)
 
 
 def _job_config() -> Any:

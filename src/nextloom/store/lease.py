@@ -27,6 +27,8 @@ STALE_SECONDS = 60.0
 SKEW_SECONDS = 60.0
 """How far the clock of another host may be ahead."""
 KEPT_EPOCHS = 10
+UNLOCK = "nextloom unlock RECIPE --yes"
+"""What takes the lease of a dataset from a writer that is gone for good."""
 LARGEST = 1e11
 """No number of a lease is larger: seconds since 1970, process numbers."""
 EPOCH = re.compile(r"^lease/(\d{9})\.json$")
@@ -54,25 +56,30 @@ class LeaseLost(UserError):
 class Lease:
     """The right to commit to one dataset; a context manager.
 
+    Args:
+        folder: of the dataset.
+        purpose: the command, for whoever finds the lease held.
+        unlock: what an error names as the way to take it from a holder that is gone for good.
+
     Raises:
         LeaseHeld: on entering, when a live writer holds it; names host, process and command.
         LeaseLost: from `check`, when a later epoch exists.
     """
 
-    def __init__(self, folder: Folder, purpose: str) -> None:
-        self._folder, self._purpose = folder, purpose
+    def __init__(self, folder: Folder, purpose: str, unlock: str = UNLOCK) -> None:
+        self._folder, self._purpose, self._unlock = folder, purpose, unlock
         self._epoch = 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Lease:
-        current = holder(self._folder)
+        current = holder(self._folder, self._unlock)
         if current and not current["released"] and not is_dead(current):
             raise LeaseHeld(
                 f"another writer holds this dataset: {who(current)} "
                 f"({current['purpose']}), since {_clock(current['since'])}, last seen {_clock(current['beat'])}",
                 where=self._folder.uri,
-                next=f"wait for it, or {_stop(current)}",
+                next=f"wait for it, or {_stop(current, self._unlock)}",
             )
         self._epoch = latest(self._folder) + 1
         self._since = time.time()
@@ -124,7 +131,7 @@ def latest(folder: Folder) -> int:
     return max((int(found[1]) for found in epochs if found), default=0)
 
 
-def holder(folder: Folder) -> dict[str, Any] | None:
+def holder(folder: Folder, unlock: str = UNLOCK) -> dict[str, Any] | None:
     """The document of the newest epoch, released or not.
 
     Raises:
@@ -132,7 +139,7 @@ def holder(folder: Folder) -> dict[str, Any] | None:
     """
     epoch = latest(folder)
     where = f"{folder.uri}/{_name(epoch)}"
-    hint = "make sure that no other writer is at work, then nextloom unlock RECIPE --yes"
+    hint = f"make sure that no other writer is at work, then {unlock}"
     try:
         document = folder.read(_name(epoch)) if epoch else None
     except Damaged as damage:
@@ -199,10 +206,10 @@ def who(document: dict[str, Any]) -> str:
     return f"process {document['pid']} on this host" if _is_here(document) else f"a process on {_place(document)}"
 
 
-def _stop(document: dict[str, Any]) -> str:
+def _stop(document: dict[str, Any], unlock: str = UNLOCK) -> str:
     if _is_here(document):
         return f"stop it: kill {document['pid']}"
-    return f"stop it on {_place(document)}; if that is gone for good, nextloom unlock RECIPE --yes"
+    return f"stop it on {_place(document)}; if that is gone for good, {unlock}"
 
 
 def _place(document: dict[str, Any]) -> str:

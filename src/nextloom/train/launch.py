@@ -133,7 +133,7 @@ def launch(
     if inspect(recipe, fresh=fresh).state == "fresh":
         return {"state": "fresh", **read(folder / RECEIPT)["summary"]}
     check_output(recipe)
-    with Lease(Folder(str(folder)), f"nextloom train {recipe.output}"), Signals() as signals:
+    with Lease(Folder(str(folder)), f"nextloom train {recipe.output}", f"rm -r {folder}/lease"), Signals() as signals:
         state = inspect(recipe, fresh=fresh)  # again: another launch may have ended just now
         if state.state == "fresh":
             return {"state": "fresh", **read(folder / RECEIPT)["summary"]}

@@ -25,7 +25,7 @@ from nextloom.pipelines.recipe import SOURCE, ReleaseSpec, Step
 from nextloom.pipelines.report.album import Album
 from nextloom.pipelines.report.picked import pick
 from nextloom.store.files import File
-from nextloom.store.release import Release, latest, open_release
+from nextloom.store.release import Release, latest, read_release
 from nextloom.store.rowset import Guess
 from nextloom.store.table import Table
 
@@ -86,9 +86,7 @@ def _compare(planner: Planner, name: str, spec: ReleaseSpec, newest: Release, al
 
 def _earlier(planner: Planner, release: Release) -> Release | None:
     stem, _, version = release.name.rpartition("-")
-    earlier = f"{stem}-{int(version) - 1:04d}"
-    known = planner.dataset.documents.read(f"releases/{earlier}.json")
-    return open_release(planner.dataset.uri, earlier) if known else None
+    return read_release(planner.dataset.uri, f"{stem}-{int(version) - 1:04d}")
 
 
 def _columns(base: Release, columns: dict[str, str | None]) -> list[str]:
