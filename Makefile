@@ -13,15 +13,17 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile $(PIP_EXTRA) -e '.[samples,dev]'  # modules are compiled as they are first used
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile $(PIP_EXTRA) -e '.[samples,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'brisque>=0.2'  # see docs/dependencies.md
+	@$(BIN)/python -m compileall -q -j 0 -x '/tests?/' $(VENV)/lib >/dev/null 2>&1 || true  # pip would compile one file at a time
 	touch $@
 
 quickstart: $(STAMP)
 	$(BIN)/python -P -m nextloom.quickstart
 
 # a browser for tests of the report page; tried once, and where it cannot be had those tests are skipped with a reason
-$(BROWSER): | $(STAMP)
+$(BROWSER):
+	@mkdir -p $(VENV)
 	@if ! command -v chromium >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update -qq -o Acquire::http::Timeout=20 && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null; \
@@ -29,7 +31,9 @@ $(BROWSER): | $(STAMP)
 	touch $@
 
 # most of a test of the engine is waiting for processes to start, so two files run at a time
-test: $(STAMP) $(BROWSER) lint
+test:
+	$(MAKE) --no-print-directory -j 2 $(STAMP) $(BROWSER)
+	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)

@@ -88,6 +88,7 @@ def test_without_a_gpu_a_training_that_wants_one_is_refused(tmp_path):
     assert job.identity() == recipe(tmp_path).identity(), "where a training runs is no part of its identity"
 
 
+@pytest.mark.proof
 def test_on_ray_too_before_a_worker_starts(tmp_path):
     world(tmp_path)
     done = subprocess.run([sys.executable, "-c", ON_RAY, tmp_path], capture_output=True, text=True, timeout=200)

@@ -31,8 +31,8 @@ DATA = {
 }
 RANDOM = random.Random(2601)
 POINTS = [
-    ("before_write", "1"),
-    ("committed", "1"),
+    pytest.param("before_write", "1", marks=pytest.mark.proof),
+    pytest.param("committed", "1", marks=pytest.mark.proof),
     ("uncommitted", "4"),
     ("committed", "5"),
     ("any_time", f"{RANDOM.randint(1, 12)}:{RANDOM.uniform(0, 0.2):.3f}"),

@@ -506,6 +506,7 @@ def test_on_ray_a_killed_worker_resumes_and_ends_with_the_same_weights(tmp_path)
 
 
 @pytest.mark.usefixtures("ray_local")
+@pytest.mark.proof
 def test_a_loss_that_is_not_finite_stops_at_once_and_says_what_to_do(tmp_path):
     wanted = recipe(world(tmp_path), steps=50, lr=1e30, warmup=0, execution={"workers": 1})
     with pytest.raises(UserError, match=r"the (loss|gradient's norm) of step \d+ is (nan|inf)(.|\n)*lower lr"):
