@@ -34,7 +34,7 @@ $(BROWSER):
 test:
 	$(MAKE) --no-print-directory -j 2 $(STAMP) $(BROWSER)
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check src tests benchmarks
