@@ -226,6 +226,8 @@ def _in_bands(image: Image.Image, raw: bytes) -> np.ndarray:
         bottom = min(top + rows, image.height)
         whole = (top, bottom) == (0, image.height)
         band = depth.eight_bit(image if whole else image.crop((0, top, image.width, bottom)))
+        if band.mode == "La":  # grey of a TIFF, multiplied by its alpha
+            band = band.convert("LA")
         if profile:
             band = in_srgb(band, profile)
         rgb[top:bottom] = np.asarray(_on_white(band).convert("RGB"))
