@@ -311,6 +311,17 @@ def test_varieties_of_tiff_that_pillow_does_not_read_are_named():
     assert error.value.detail == "1 samples a pixel, photometric 0"
 
 
+def test_a_bigtiff_that_pillow_does_not_read_is_named():
+    for order, read in (("<", True), (">", False)):
+        sink = io.BytesIO()
+        tifffile.imwrite(sink, np.full((2, 2), 7, np.uint8), bigtiff=True, byteorder=order)
+        if read:
+            assert (pixels.decode(sink.getvalue()) == 7).all()
+        else:
+            with pytest.raises(pixels.BrokenPicture, match=r"this BigTIFF of 8-bit .* a variety that is not read"):
+                pixels.decode(sink.getvalue())
+
+
 def test_grey_that_is_multiplied_by_its_alpha_is_on_white():
     alpha = np.array([[255, 128, 0]], np.uint8)
     sink = io.BytesIO()

@@ -123,6 +123,7 @@ def test_used_names_steps_in_order_once():
         ("a.x > ?", "a parameter"),
         ("columns('.*') > 1", "cannot hold"),
         ("list_filter(a.x, v -> v > 1) = []", "cannot hold"),
+        ("source.sidecar->'$.x' = 1", "write `->>`"),
         ("true", "reads no step.column"),
     ],
 )

@@ -192,6 +192,19 @@ def test_a_quote_that_is_not_closed_is_a_failed_row(tmp_path, text, keys, told, 
         assert failure(rows[-1]) == f"a quote is not closed, so what follows is not read: {told}"
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_record_of_another_length_that_is_no_utf8_is_told_as_such(tmp_path):
+    (tmp_path / "t.csv").write_bytes(b"url,caption\na.jpg,x,caf\xe9\nb.jpg,y\n")
+    with pytest.raises(UserError, match=r"not UTF-8\n  next: .*source.encoding: cp1252"):
+        listing(tmp_path / "t.csv")
+
+
+def test_too_many_records_of_another_length_are_refused_with_the_reason(tmp_path):
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(b"url,caption\n" + b"x\n" * 200_000))
+    with pytest.raises(UserError, match="more than 100,000 rows in a file of"):
+        listing(tmp_path / "t.csv.gz")
+
+
 def test_a_quote_that_is_not_closed_in_the_header_is_refused(tmp_path):
     (tmp_path / "t.csv").write_text('url,"caption\na.jpg,x\n')
     with pytest.raises(UserError, match="the first line: a quote is not closed"):

@@ -50,7 +50,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM
 READ = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC, JPEG 2000, PPM"
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
 """Formats whose frames are moments of one picture; pages of a TIFF and parts of an MPO or HEIC are not."""
-_IMAGES = {"JPEG", "PNG", "GIF", "WebP", "TIFF", "AVIF", "HEIC", "HEIC or AVIF", "JPEG 2000", "BMP", "PPM"}
+_IMAGES = {"JPEG", "PNG", "GIF", "WebP", "TIFF", "BigTIFF", "AVIF", "HEIC", "HEIC or AVIF", "JPEG 2000", "BMP", "PPM"}
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 # Pillow warns of what is checked here (size) or does not matter (odd EXIF). A filter set once is safe in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -43,7 +43,8 @@ def read_csv(source: Input, choose: Choose) -> Iterator[tuple[Piece, Roles]]:
     except UnicodeError:
         raise _other_encoding(source) from None
     except pa.ArrowInvalid as error:
-        if "UTF8" in str(error).upper().replace("-", ""):
+        unread = "CSV parse error: Row" in str(error)  # a record that `skip` was to get, and that is no UTF-8
+        if unread or "UTF8" in str(error).upper().replace("-", ""):
             raise _other_encoding(source) from None
         if "straddling object" in str(error):
             raise Refusal(f"a record longer than {BLOCK:,} bytes", "is a quote not closed? mend the file") from None
@@ -52,6 +53,7 @@ def read_csv(source: Input, choose: Choose) -> Iterator[tuple[Piece, Roles]]:
 
 def _pieces(source: Input, choose: Choose) -> Iterator[tuple[Piece, Roles]]:
     problems: list[tuple[int, str, str]] = []
+    refused: list[Refusal] = []
     delimiter = source.dialect.delimiter or ("\t" if source.kind == "tsv" else ",")
     mark = delimiter * END
 
@@ -63,7 +65,11 @@ def _pieces(source: Input, choose: Choose) -> Iterator[tuple[Piece, Roles]]:
         if (open_text := _before(row.text, mark)) is not None:
             told, detail = UNCLOSED, open_text
         problems.append((row.number - 2, told, detail))  # its numbers begin with 1, at the header
-        source.budget.rows(1)
+        try:
+            source.budget.rows(1)
+        except Refusal as refusal:  # the parser drops what is raised here
+            refused.append(refusal)
+            return "error"
         source.budget.rows(-1)
         return "skip"
 
@@ -87,6 +93,8 @@ def _pieces(source: Input, choose: Choose) -> Iterator[tuple[Piece, Roles]]:
             io.BufferedReader(marked, BLOCK), read_options=read, parse_options=options, convert_options=text
         )
     except pa.ArrowInvalid as error:
+        if refused:
+            raise refused[0] from None
         if "Empty CSV file" in str(error):  # no line of it has an end
             raise Refusal(f"the first line: {UNCLOSED}", "mend the file") from None
         raise
@@ -96,7 +104,7 @@ def _pieces(source: Input, choose: Choose) -> Iterator[tuple[Piece, Roles]]:
     role = _chosen(reader.schema, choose, delimiter)
     finder = Finder(source, _bare(encoding, first))
     start = 0
-    for batch in reader:
+    for batch in _batches(reader, refused):
         table = pa.table(batch)
         bad = [number for number, *_ in problems]  # the parser may be ahead of this batch
         numbers = np.setdiff1d(np.arange(start, start + table.num_rows + len(bad)), bad)[: table.num_rows]
@@ -110,6 +118,16 @@ def _pieces(source: Input, choose: Choose) -> Iterator[tuple[Piece, Roles]]:
         problems[:] = [p for p in problems if p[0] >= start]
     empty = pa.table({name: pa.array([], pa.string()) for name in reader.schema.names})
     yield Piece(empty, pa.array([], pa.string()), problems=_told(problems), spelled=True), role
+
+
+def _batches(reader: pacsv.CSVStreamingReader, refused: list[Refusal]) -> Iterator[pa.RecordBatch]:
+    """Batches of a reader; what its handler `refused` in place of the error that the parser makes of it."""
+    try:
+        yield from reader
+    except pa.ArrowInvalid:
+        if refused:
+            raise refused[0] from None
+        raise
 
 
 class _Marked(io.RawIOBase):
