@@ -311,6 +311,30 @@ def test_varieties_of_tiff_that_pillow_does_not_read_are_named():
     assert error.value.detail == "1 samples a pixel, photometric 0"
 
 
+def test_a_bigtiff_that_pillow_does_not_read_is_named():
+    for order, read in (("<", True), (">", False)):
+        sink = io.BytesIO()
+        tifffile.imwrite(sink, np.full((2, 2), 7, np.uint8), bigtiff=True, byteorder=order)
+        if read:
+            assert (pixels.decode(sink.getvalue()) == 7).all()
+        else:
+            with pytest.raises(pixels.BrokenPicture, match=r"this BigTIFF of 8-bit .* a variety that is not read"):
+                pixels.decode(sink.getvalue())
+
+
+def test_grey_that_is_multiplied_by_its_alpha_is_on_white():
+    alpha = np.array([[255, 128, 0]], np.uint8)
+    sink = io.BytesIO()
+    tifffile.imwrite(
+        sink,
+        np.stack([alpha // 2, alpha], -1),
+        photometric="minisblack",
+        planarconfig="contig",
+        extrasamples=["assocalpha"],
+    )
+    assert np.abs(pixels.decode(sink.getvalue())[0, :, 0].astype(int) - [127, 191, 255]).max() <= 1
+
+
 @pytest.mark.parametrize("bits", [3, 5, 6, 7, 9, 10, 14, 15])
 def test_odd_depths_are_named(bits):
     with pytest.raises(pixels.PictureError, match=f"its samples are {bits}-bit unsigned integers, which are not read"):

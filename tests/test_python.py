@@ -149,6 +149,8 @@ def test_columns_of_a_table(tmp_path):
     assert {"id", "key", "tokens.schedule", "text.n_tokens"} <= set(release.table().column_names)
     assert not any(pa.types.is_binary(field.type) for field in release.table().schema)
     assert [batch.num_rows for batch in release.batches(["source.caption"], size=2)] == [2, 1]
+    whole = release.table(["source"])
+    assert whole.column_names[:3] == ["id", "key", "source.key"] and whole["key"] == whole["source.key"]
     for name, what in (("tokens.targets", "no field 'targets'; did you mean 'target'"), ("x.y", "no column 'x'")):
         with pytest.raises(nextloom.UserError, match=what):
             release.table([name])

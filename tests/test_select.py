@@ -10,6 +10,7 @@ import pytest
 from nextloom.config import validate
 from nextloom.curation.decisions.select import SelectWhere
 from nextloom.curation.scores.scales import KOALA_MOTION, LAION_V2
+from nextloom.curation.sources.files import Files
 from nextloom.errors import UserError
 from nextloom.op import ERROR, error_value
 
@@ -122,6 +123,7 @@ def test_used_names_steps_in_order_once():
         ("a.x > ?", "a parameter"),
         ("columns('.*') > 1", "cannot hold"),
         ("list_filter(a.x, v -> v > 1) = []", "cannot hold"),
+        ("source.sidecar->'$.x' = 1", "write `->>`"),
         ("true", "reads no step.column"),
     ],
 )
@@ -143,9 +145,19 @@ def test_unknown_names_are_refused_with_a_suggestion():
 def test_a_rule_is_true_or_false_and_takes_every_value():
     with pytest.raises(UserError, match=r"'photo\.width' is BIGINT, not true or false"):
         decide("photo.width", photo=column({"width": [1]}))
-    with pytest.raises(UserError, match="cannot be evaluated"):
+    with pytest.raises(UserError, match=r"cannot be evaluated: .* 'x' to INT32.*\n  next: write try_cast"):
         decide("source.caption::int > 1", source=source(caption=["x"]))
     assert decide("try_cast(source.caption as int) > 1", source=source(caption=["x"]))[0][1] == "rejected"
+
+
+def test_half_of_a_surrogate_pair_in_one_sidecar_stops_no_rule(tmp_path):
+    for name, text in (("a", r'{"score": 1, "alt": "\ud83d"}'), ("b", r'{"score": 2, "alt": "\ud83d\ude00"}')):
+        (tmp_path / f"{name}.jpg").write_bytes(b"x")
+        (tmp_path / f"{name}.json").write_text(text)
+    sidecars = Files(path=str(tmp_path)).items("", {})["sidecar"].to_pylist()
+    rows = decide("(source.sidecar->>'$.score')::int > 1", source=source(sidecar=sidecars))
+    assert [row[1] for row in rows] == ["rejected", "kept"]
+    assert [json.loads(text)["alt"] for text in sidecars] == [r"\ud83d", "\U0001f600"]
 
 
 def test_arithmetic_in_a_rule():

@@ -11,6 +11,7 @@ import math
 import time
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
@@ -153,6 +154,7 @@ def test_csv_with_a_real_parser(tmp_path):
 @pytest.mark.parametrize("block", [64, 1 << 20])
 def test_broken_csv_records_are_failed_rows_and_shift_no_number(tmp_path, monkeypatch, block):
     monkeypatch.setattr(delimited, "BLOCK", block)
+    monkeypatch.setattr(delimited, "END", 8)
     lines = [f"http://x/{n}.jpg,text {n}" for n in range(40)]
     for bad, text in ((0, "lone"), (7, "a,b,c,d"), (39, "last")):
         lines[bad] = text
@@ -164,6 +166,79 @@ def test_broken_csv_records_are_failed_rows_and_shift_no_number(tmp_path, monkey
             assert rows[f"t.csv#{n}"]["uri"] == f"http://x/{n}.jpg"
     assert failure(rows["t.csv#7"]) == "not as many fields as the header: 4 fields, expected 2: a,b,c,d"
     assert "1 fields" in failure(rows["t.csv#0"]) and failure(rows["t.csv#39"]).endswith("last")
+
+
+@pytest.mark.parametrize(
+    ("text", "keys", "told"),
+    [
+        ('url,caption\na.jpg,x\nb.jpg,"y\nc.jpg,z\n', 1, "y\nc.jpg,z"),
+        ('url,caption\na.jpg,x\nb.jpg,"y', 1, "y"),
+        ('url,caption\r\na.jpg,x\r\n"b.jpg,y\r\nc.jpg,z\r\n', 1, '"b.jpg,y\r\nc.jpg,z'),
+        ('url\na.jpg\n"b.jpg\n', 1, "b.jpg"),
+        ('url\na.jpg\n"b.jpg"', 2, None),
+        ('url,caption\na.jpg,"x"\nb.jpg,"y\n"\n', 2, None),
+        ("url,caption\n", 0, None),
+        ("\n", 0, None),
+        ("", 0, None),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_quote_that_is_not_closed_is_a_failed_row(tmp_path, text, keys, told, encoding):
+    (tmp_path / "t.csv").write_bytes(text.encode(encoding))
+    rows = listing(tmp_path / "t.csv", encoding=encoding)
+    assert [row["key"] for row in rows] == [f"t.csv#{n}" for n in range(keys + bool(told))]
+    assert [row["key"] for row in rows if row["member"]] == [f"t.csv#{keys}"] * bool(told)
+    if told:
+        assert failure(rows[-1]) == f"a quote is not closed, so what follows is not read: {told}"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_record_of_another_length_that_is_no_utf8_is_told_as_such(tmp_path):
+    (tmp_path / "t.csv").write_bytes(b"url,caption\na.jpg,x,caf\xe9\nb.jpg,y\n")
+    with pytest.raises(UserError, match=r"not UTF-8\n  next: .*source.encoding: cp1252"):
+        listing(tmp_path / "t.csv")
+
+
+def test_too_many_records_of_another_length_are_refused_with_the_reason(tmp_path):
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(b"url,caption\n" + b"x\n" * 200_000))
+    with pytest.raises(UserError, match="more than 100,000 rows in a file of"):
+        listing(tmp_path / "t.csv.gz")
+
+
+def test_a_quote_that_is_not_closed_in_the_header_is_refused(tmp_path):
+    (tmp_path / "t.csv").write_text('url,"caption\na.jpg,x\n')
+    with pytest.raises(UserError, match="the first line: a quote is not closed"):
+        listing(tmp_path / "t.csv")
+
+
+def test_arrow_files_as_polars_writes_them(tmp_path):
+    """Text in views, plain and in categories, and more of it than is turned into rows at once."""
+    raw = pictures(6)
+    data = pl.DataFrame(
+        {
+            "jpg": [raw[n % 6] for n in range(600)],
+            "caption": [f"{n} " + "x" * 40_000 for n in range(600)],
+            "kind": pl.Series(["a", "b", None] * 200, dtype=pl.Categorical),
+            "tags": pl.Series([["a", "b"], [], None] * 200, dtype=pl.List(pl.Categorical)),
+            "more": [{"note": "long enough for a view"}, None] * 300,
+        }
+    )
+    data.write_ipc(tmp_path / "t.feather")
+    rows = listing(tmp_path / "t.feather")
+    assert len(rows) == 600 and [row["caption"].split()[0] for row in rows] == [str(n) for n in range(600)]
+    assert json.loads(rows[0]["sidecar"]) == {
+        "kind": "a", "tags": ["a", "b"], "more": {"note": "long enough for a view"}
+    }  # fmt: skip
+    assert json.loads(rows[5]["sidecar"]) == {"kind": None, "tags": None, "more": None}
+    assert Content(ANYWHERE).fetch(rows[599]) == raw[599 % 6]
+    names = pl.Series(["a", "b"], dtype=pl.Categorical)
+    pl.DataFrame({"url": names, "id": names, "text": names}).write_ipc(tmp_path / "c.feather")
+    assert [(row["key"], row["caption"]) for row in listing(tmp_path / "c.feather", key="id")] == [
+        ("a", "a"),
+        ("b", "b"),
+    ]
+    pl.DataFrame({"images": [["a.jpg", "b.jpg"], []], "text": ["x", "y"]}).write_ipc(tmp_path / "l.feather")
+    assert [row["caption"] for row in listing(tmp_path / "l.feather")] == ["x", "x", "y"]
 
 
 def test_jsonl_line_by_line(tmp_path):
@@ -187,7 +262,7 @@ def test_jsonl_line_by_line(tmp_path):
     assert json.loads(rows["1"]["sidecar"]) == {"score": 4.5, "tags": ["a"], "nan": None, "inf": None}
     assert rows["2"]["uri"] == f"{tmp_path}/sub/2.jpg" and rows["2"]["caption"] is None
     assert json.loads(rows["2"]["sidecar"]) == {"extra": "only here", "text": ["no", "text"]}
-    assert json.loads(rows["8"]["sidecar"]) == {"raw": "\ud83d"} and rows["8"]["caption"] == "\\ud83d"
+    assert json.loads(rows["8"]["sidecar"]) == {"raw": "\\ud83d"} and rows["8"]["caption"] == "\\ud83d"
     assert {key: failure(row) for key, row in rows.items() if row["member"]} == {
         "5": "no image in this row: column 'url' is empty",
         "t.jsonl.gz#7": "the key is null: column 'id'",

@@ -104,6 +104,7 @@ def test_captions_and_sidecars(tmp_path):
             ("list.jpg", b"4"), ("list.json", b"[1]"), ("list.cls", b"cat"),
             ("bad.jpg", b"5"), ("bad.json", b"{oops"), ("bad.cls", b"1"),
             ("latin.jpg", b"6"), ("latin.txt", b"caf\xe9"),
+            ("odd.jpg", b"8"), ("odd.json", rb'{"alt": "\ud83d"}'), ("odd.cls", b"1"),
             ("half.jpg", b"7"), ("half.json", rb'{"caption": "\ud83d"}'),
         ],
     )  # fmt: skip
@@ -115,6 +116,7 @@ def test_captions_and_sidecars(tmp_path):
     bad = json.loads(rows["bad"]["sidecar"])
     assert bad["error"].startswith("bad.json: not JSON") and json.loads(bad["json"]) == {"cls": 1, "json": "{oops"}
     assert rows["latin"]["caption"] is None and "not UTF-8 at byte 3" in rows["latin"]["sidecar"]
+    assert json.loads(rows["odd"]["sidecar"]) == {"alt": r"\ud83d", "cls": 1}
     assert rows["half"]["caption"] == "\\ud83d" and "half of a surrogate" in rows["half"]["sidecar"]
     assert not failures(rows)
 

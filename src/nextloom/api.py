@@ -133,7 +133,7 @@ class Recipe:
         *,
         release: str | None = None,
         rows: str | None = None,
-        columns: Sequence[str] = (),
+        columns: Sequence[str] | str = (),
         **options: Any,
     ) -> Any:
         """Write kept rows with their original bytes. As ``nextloom export``.
@@ -151,6 +151,7 @@ class Recipe:
         """
         from nextloom.pipelines.export import Chosen, Options, check_apart, export, find_release, rows_of
 
+        columns = (columns,) if isinstance(columns, str) else columns
         check_apart(folder, root=self.root, sources=self.spec.source.places())
         if rows is None:
             found = find_release(self.spec, self._dataset, release)

@@ -50,7 +50,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM
 READ = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC, JPEG 2000, PPM"
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
 """Formats whose frames are moments of one picture; pages of a TIFF and parts of an MPO or HEIC are not."""
-_IMAGES = {"JPEG", "PNG", "GIF", "WebP", "TIFF", "AVIF", "HEIC", "HEIC or AVIF", "JPEG 2000", "BMP", "PPM"}
+_IMAGES = {"JPEG", "PNG", "GIF", "WebP", "TIFF", "BigTIFF", "AVIF", "HEIC", "HEIC or AVIF", "JPEG 2000", "BMP", "PPM"}
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 # Pillow warns of what is checked here (size) or does not matter (odd EXIF). A filter set once is safe in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -226,6 +226,8 @@ def _in_bands(image: Image.Image, raw: bytes) -> np.ndarray:
         bottom = min(top + rows, image.height)
         whole = (top, bottom) == (0, image.height)
         band = depth.eight_bit(image if whole else image.crop((0, top, image.width, bottom)))
+        if band.mode == "La":  # grey of a TIFF, multiplied by its alpha
+            band = band.convert("LA")
         if profile:
             band = in_srgb(band, profile)
         rgb[top:bottom] = np.asarray(_on_white(band).convert("RGB"))

@@ -114,7 +114,7 @@ class Release:
         ids = self._stored.ids
         for start in range(0, len(ids), size):
             part = ids[start : start + size]
-            rows = self._stored.rows(part, ["key", *by_step.get(SOURCE, ())])
+            rows = self._stored.rows(part, list(dict.fromkeys(["key", *by_step.get(SOURCE, ())])))
             out = {"id": rows["id"], "key": rows["key"]}
             for step, fields in by_step.items():
                 data = rows if step == SOURCE else self._stored.column(step, fields, part)

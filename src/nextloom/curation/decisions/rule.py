@@ -24,7 +24,7 @@ _REFUSED = {
     "SUBQUERY": "a subquery",
     "WINDOW": "a window function",
     "STAR": "*",
-    "LAMBDA": "a lambda",
+    "LAMBDA": "a lambda (`->` before a comparison is read as one: write `->>`)",
     "PARAMETER": "a parameter",
 }
 _ALLOWED = {"COLUMN_REF", "CONSTANT", "COMPARISON", "CONJUNCTION", "OPERATOR", "FUNCTION", "CAST", "CASE"}

@@ -193,7 +193,10 @@ class SelectWhere(Select):
                 values = self._elect(connection, tables)
             verdicts = connection.sql(_verdicts(self.rules(), values, bool(self.distinct))).to_arrow_table()
         except duckdb.Error as error:
-            raise UserError(f"the rule cannot be evaluated: {error}", where="where") from None
+            told, _, _ = str(error).partition("\n")  # what follows is our query, not the rule
+            cast = isinstance(error, duckdb.ConversionException)
+            hint = "write try_cast(... AS double): it is null where a value is none" if cast else None
+            raise UserError(f"the rule cannot be evaluated: {told}", where="where", next=hint) from None
         finally:
             connection.close()
         assert {table.num_rows for table in tables.values()} == {verdicts.num_rows}, "tables of different ids"

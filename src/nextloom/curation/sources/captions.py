@@ -65,7 +65,7 @@ def beside(
     plain = caption and caption.encode("utf-8", "backslashreplace").decode()
     if plain != caption:  # JSON can spell half of a character: "\ud83d"
         problems.append(f"{name}.json: the caption holds half of a surrogate pair")
-    return plain, record, data if readable else record
+    return plain, jsontext.whole_characters(record) if record and readable else record, data if readable else record
 
 
 def with_problems(sidecar: str | None, problems: list[str]) -> str | None:

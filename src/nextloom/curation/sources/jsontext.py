@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,8 @@ SHORT = 1024
 """Characters of a text that is no image, however it looks."""
 NOT_JSON = "not JSON"
 NUMBER = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$"
+_SURROGATES = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F]..)|\\.")
+"""Escapes of a JSON text; the group is half of a pair."""
 _ESCAPES = (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t"))
 
 
@@ -144,9 +147,14 @@ DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_float=_finite, parse_c
 
 
 def dumps(value: Any) -> str:
-    """JSON of one value of any Arrow or JSON type; half of a surrogate pair is spelled as it was."""
+    r"""JSON of one value of any Arrow or JSON type; half of a surrogate pair becomes the six characters `\ud83d`."""
     text = json.dumps(plain(value), ensure_ascii=False)
-    return text if utf8(text) == text else json.dumps(plain(value))
+    return text if utf8(text) == text else whole_characters(json.dumps(plain(value)))
+
+
+def whole_characters(text: str) -> str:
+    r"""A JSON text with each half of a surrogate pair as the six characters `\ud83d`: no SQL reads it otherwise."""
+    return _SURROGATES.sub(lambda found: f"\\{found[0]}" if found[1] else found[0], text)
 
 
 def plain(value: Any) -> Any:

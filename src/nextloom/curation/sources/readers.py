@@ -206,7 +206,7 @@ def _of_batches(batches: list[pa.RecordBatch], start: int, role: Roles) -> Piece
         mask = pa.concat_arrays(found.chunks) if pc.any(found).as_py() else None
     needed = role.needed(table.schema)
     columns = {name: _pruned(table[name], name, needed) for name in table.column_names}
-    kept = {name: column for name, column in columns.items() if column is not None}
+    kept = {name: column.cast(_without_views(column.type)) for name, column in columns.items() if column is not None}
     if lists is not None:
         kept[role.picture] = lists
     return Piece(pa.table(kept or {"": pa.nulls(count)}), labels_of(start, count), mask)
@@ -222,6 +222,22 @@ def _pruned(column: pa.ChunkedArray, path: str, needed: list[str]) -> pa.Chunked
     kept = {name: child.combine_chunks() for name, child in inner.items() if child is not None}
     mask = pc.is_null(column).combine_chunks()
     return pa.chunked_array([pa.StructArray.from_arrays(list(kept.values()), names=list(kept), mask=mask)])
+
+
+def _without_views(kind: pa.DataType) -> pa.DataType:
+    """The type with its text as all of Arrow's functions take it: few take views, as which polars writes it."""
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, _without_views(kind.value_type), kind.ordered)
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_without_views(field.type)) for field in kind])
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        make = pa.list_ if pa.types.is_list(kind) else pa.large_list
+        return make(kind.value_field.with_type(_without_views(kind.value_type)))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(_without_views(kind.value_type)), kind.list_size)
+    return kind
 
 
 Reader = Callable[[Input, Choose], Iterator[tuple[Piece, Roles]]]

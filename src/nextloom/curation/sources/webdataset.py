@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, ClassVar, Literal
 import pyarrow as pa
 
 from nextloom.content import BROKEN
-from nextloom.curation.sources import captions
+from nextloom.curation.sources import captions, jsontext
 from nextloom.curation.sources.finding import Shard, utf8
 from nextloom.curation.sources.shards import ShardSource
 from nextloom.curation.sources.source import Item, item_table
@@ -143,7 +143,7 @@ class _Sample:
         if more:
             inside = isinstance(data, dict) and not more.keys() & data.keys()
             whole = {**data, **more} if inside else more | ({} if record is None else {"json": data})
-            sidecar = json.dumps(whole)
+            sidecar = jsontext.whole_characters(json.dumps(whole))
         return caption, captions.with_problems(sidecar, problems)
 
 
