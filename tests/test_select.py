@@ -13,6 +13,7 @@ from nextloom.curation.scores.scales import KOALA_MOTION, LAION_V2
 from nextloom.curation.sources.files import Files
 from nextloom.errors import UserError
 from nextloom.op import ERROR, error_value
+from nextloom.pipelines.recipe import Recipe
 
 BROKEN = error_value("photo", ValueError("the file is empty"))
 
@@ -150,6 +151,17 @@ def test_a_rule_is_true_or_false_and_takes_every_value():
     assert decide("try_cast(source.caption as int) > 1", source=source(caption=["x"]))[0][1] == "rejected"
 
 
+@pytest.mark.parametrize("extra", [{}, {"distinct": "dup.group"}])
+def test_a_value_that_a_rule_does_not_fit_costs_its_row_alone(extra):
+    captions = source(caption=["2", "n/a", None, "1"])
+    rule = SelectWhere(where="source.caption::int > 1 and source.id >= 0", **extra)
+    groups = column({"group": [0, 1, 2, 3]})
+    rows = rule.decide({"source": captions, "dup": groups}).to_pylist()
+    assert [row["verdict"] for row in rows] == ["kept", "failed", "rejected", "rejected"]
+    assert rows[1]["reason"] == "where: CannotEvaluate: a value of this row does not fit source.caption::int > 1"
+    assert rows[2]["reason"] == "source.caption::int > 1 is null" and rows[1]["rules"] is None
+
+
 def test_half_of_a_surrogate_pair_in_one_sidecar_stops_no_rule(tmp_path):
     for name, text in (("a", r'{"score": 1, "alt": "\ud83d"}'), ("b", r'{"score": 2, "alt": "\ud83d\ude00"}')):
         (tmp_path / f"{name}.jpg").write_bytes(b"x")
@@ -250,3 +262,18 @@ def test_a_rule_may_name_its_scale():
 
 def test_naming_a_scale_is_no_new_identity():
     assert SelectWhere(where="a.x > 1", scales={"a": "b"}).identity() == SelectWhere(where="a.x > 1").identity()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"where": "stats.width"}, r"steps\.keep\.where: 'stats\.width' is INTEGER, not true or false"),
+        ({"where": "stats.width > 'abc'"}, r"steps\.keep\.where: the rule cannot be evaluated: .*'abc'"),
+        ({"where": "stats.width + 1 and true"}, r"steps\.keep\.where: "),
+        ({"where": "stats.width > 1", "distinct": "stats.aspect"}, r"steps\.keep\.distinct: stats\.aspect is DOUBLE"),
+    ],
+)
+def test_a_rule_of_the_wrong_type_is_refused_before_anything_runs(tmp_path, fields, message):
+    steps = {"stats": {"op": "image_stats"}, "keep": {"op": "select", **fields}}
+    with pytest.raises(UserError, match=message):
+        Recipe.build({"dataset": "x", "source": {"op": "files", "path": "p"}, "steps": steps}, root=str(tmp_path))

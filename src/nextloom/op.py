@@ -287,6 +287,9 @@ class Select(RowOp):
         """table(id, verdict, reason, rules): verdict is kept, rejected or failed."""
         raise NotImplementedError
 
+    def check_types(self, schemas: Mapping[str, pa.Schema], where: str) -> None:
+        """Raise a `UserError` when the rule does not fit the types of its columns; `schemas`: step -> its table's."""
+
     def columns(self) -> pa.Schema:
         return pa.schema([("verdict", pa.string()), ("reason", pa.string()), ("rules", pa.string())])
 

@@ -221,6 +221,9 @@ class Graph:
             known[SOURCE] = (ROWS if step.domain == SOURCE else CHILDREN).names
         op.check(known, f"steps.{name}")
         op.check_scales({other: self.steps[other].op.score_scales() for other in step.reads}, f"steps.{name}")
+        if isinstance(op, Select):
+            schemas = {other: self.steps[other].op.table_schema() for other in step.reads}
+            op.check_types({**schemas, SOURCE: ROWS if step.domain == SOURCE else CHILDREN}, f"steps.{name}")
         if isinstance(op, Expand) and step.domain != SOURCE and self.steps[step.domain].domain != SOURCE:
             raise UserError("children of children of children have no room in an id", where=f"steps.{name}.rows")
         return step

@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import field_validator, model_validator
 
 from nextloom.curation.decisions.distinct import area, connected, group_column, has_order, names_groups, order, ranking
@@ -32,6 +33,8 @@ from nextloom.errors import UserError, did_you_mean
 from nextloom.op import Scale, Select
 
 _JUDGED = '"judged rows"'
+_OF_A_VALUE = (duckdb.ConversionException, duckdb.InvalidInputException, duckdb.OutOfRangeException)
+"""What a value raises that a rule does not fit: text that is no number, a number too large, text that is no JSON."""
 """Name of a table beside those of steps, whose names hold no blank."""
 
 
@@ -128,6 +131,22 @@ class SelectWhere(Select):
                 if column not in names:
                     raise UserError(f"{step!r} has no column {column!r}; {did_you_mean(column, names)}", where=at)
 
+    def check_types(self, schemas: Mapping[str, pa.Schema], where: str = "") -> None:
+        """Refuse a rule that does not fit the types of its columns, by deciding a row of nulls.
+
+        Args:
+            schemas: step -> columns of its table, as in `decide`.
+            where: config path for the message.
+
+        Raises:
+            UserError: as `decide`.
+        """
+        try:
+            self.decide({step: _nulls(schemas[step]) for step in self.used()})
+        except UserError as error:
+            at = f"{where}.{error.where or 'where'}".lstrip(".")
+            raise UserError(error.what, where=at, next=error.next) from None
+
     def check_scales(self, scales: Mapping[str, Mapping[str, Scale]], where: str = "") -> None:
         """Refuse a rule that was written for another scale.
 
@@ -178,8 +197,9 @@ class SelectWhere(Select):
             a copy of a kept row has the reason ``distinct step.group``, and a column `survivor: int64` follows.
 
         Raises:
-            UserError: an unknown step or column, a rule that is no boolean, or one that a value cannot take. Its
-                `where` is the field, such as `where`; the step's place in the recipe is for the caller to put before.
+            UserError: an unknown step or column, a rule that is no boolean, or one that fits no row (a row with a
+                value that it does not fit, such as text that is no number, is failed). Its `where` is the field,
+                such as `where`; the step's place in the recipe is for the caller to put before.
         """
         self.check({step: table.column_names for step, table in columns.items()})
         tables = {step: columns[step] for step in self.used()}
@@ -187,11 +207,12 @@ class SelectWhere(Select):
         try:
             for step, table in tables.items():
                 connection.register(step, table)
-            values = self._values(tables)
-            _assert_boolean(self.parts(), [str(kind) for kind in connection.sql(values).types[2:]])
-            if self.distinct:
-                values = self._elect(connection, tables)
-            verdicts = connection.sql(_verdicts(self.rules(), values, bool(self.distinct))).to_arrow_table()
+            try:
+                verdicts = self._judge(connection, tables)
+            except _OF_A_VALUE:
+                verdicts = self._judge(connection, tables, guarded=True)
+                if not pc.any(pc.not_equal(verdicts["verdict"], "failed")).as_py():  # it is the rule, not its values
+                    raise
         except duckdb.Error as error:
             told, _, _ = str(error).partition("\n")  # what follows is our query, not the rule
             cast = isinstance(error, duckdb.ConversionException)
@@ -201,6 +222,16 @@ class SelectWhere(Select):
             connection.close()
         assert {table.num_rows for table in tables.values()} == {verdicts.num_rows}, "tables of different ids"
         return verdicts
+
+    def _judge(
+        self, connection: duckdb.DuckDBPyConnection, tables: Mapping[str, pa.Table], guarded: bool = False
+    ) -> pa.Table:
+        """What `decide` returns."""
+        values = self._values(tables, guarded=guarded)
+        _assert_boolean(self.parts(), [str(kind) for kind in connection.sql(values).types[2:]])
+        if self.distinct:
+            values = self._elect(connection, tables, guarded)
+        return connection.sql(_verdicts(self.rules(), values, bool(self.distinct))).to_arrow_table()
 
     def ranks(self, columns: Mapping[str, pa.Table]) -> pa.Table:
         """What `distinct` elects by, among the rows given.
@@ -222,10 +253,10 @@ class SelectWhere(Select):
         finally:
             connection.close()
 
-    def _elect(self, connection: duckdb.DuckDBPyConnection, tables: Mapping[str, pa.Table]) -> str:
+    def _elect(self, connection: duckdb.DuckDBPyConnection, tables: Mapping[str, pa.Table], guarded: bool) -> str:
         """Query for what `_values` gives, one more boolean (it is the one of its group, or meets not all parts) and
         the survivor."""
-        order_by = self._grouped(connection, tables)
+        order_by = self._grouped(connection, tables, guarded)
         met = [f"r{i}" for i in range(len(self.parts()))]
         passing = f"SELECT *, coalesce(failed IS NULL AND {' AND '.join(met)}, FALSE) AS passes FROM {_JUDGED}"
         first = f"first_value(CASE WHEN passes THEN id END) OVER (PARTITION BY root ORDER BY passes DESC, {order_by})"
@@ -235,7 +266,9 @@ class SelectWhere(Select):
             f"FROM (SELECT *, {first} AS best FROM ({passing}))"
         )
 
-    def _grouped(self, connection: duckdb.DuckDBPyConnection, tables: Mapping[str, pa.Table]) -> str:
+    def _grouped(
+        self, connection: duckdb.DuckDBPyConnection, tables: Mapping[str, pa.Table], guarded: bool = False
+    ) -> str:
         """Put the judged rows, each with the `root` of its group, into a table in memory; returns the ORDER BY of the
         best."""
         groups, terms = list(map(group_column, self.distinct)), list(map(order, self.best))
@@ -243,7 +276,7 @@ class SelectWhere(Select):
         size = f"{_name(sized)}.width::HUGEINT * {_name(sized)}.height" if sized else "NULL::HUGEINT"
         more = [f"{_name(step)}.{_name(column)} AS g{i}" for i, (step, column) in enumerate(groups)]
         more += [f"({term.sql}\n) AS b{i}" for i, term in enumerate(terms)]
-        found = connection.sql(self._values(tables, [*more, f"{size} AS area"]))
+        found = connection.sql(self._values(tables, [*more, f"{size} AS area"], guarded))
         kinds = [str(kind) for kind in found.types[2 + len(self.parts()) : -1]]
         for text, kind in zip(self.distinct, kinds, strict=False):
             if not names_groups(kind):
@@ -257,8 +290,11 @@ class SelectWhere(Select):
         connection.register(_JUDGED.strip('"'), judged.append_column("root", pa.array(root)))
         return ranking([(term, f"b{i}", kind) for i, (term, kind) in enumerate(zip(terms, kinds, strict=True))])
 
-    def _values(self, tables: Mapping[str, pa.Table], more: Sequence[str] = ()) -> str:
-        """Query for (id, failed text or null, a boolean per part, `more`)."""
+    def _values(self, tables: Mapping[str, pa.Table], more: Sequence[str] = (), guarded: bool = False) -> str:
+        """Query for (id, failed text or null, a boolean per part, `more`).
+
+        `guarded`: a row whose value a part cannot take has failed, and its part is null; else the query ends there.
+        """
         first, *others = map(_name, tables)
         failed = ["NULL::VARCHAR"]
         for step, table in tables.items():
@@ -268,9 +304,21 @@ class SelectWhere(Select):
                     f"CASE WHEN {error} IS NOT NULL THEN "
                     f"concat({_text(step + ': ')}, {error}['type'], ': ', {error}['message']) END"
                 )
-        values = ", ".join([*(f"({part}\n) AS r{i}" for i, part in enumerate(self.parts())), *more])
+        parts = [f"({part}\n)" for part in self.parts()]
+        if guarded:
+            tried = [f"TRY(struct_pack(met := {part}))" for part in parts]
+            parts = [f"{each}['met']" for each in tried]
+            for part, each in zip(self.parts(), tried, strict=True):
+                text = f"where: CannotEvaluate: a value of this row does not fit {part}"
+                failed.append(f"CASE WHEN {each} IS NULL THEN {_text(text)} END")
+        values = ", ".join([*(f"{part} AS r{i}" for i, part in enumerate(parts)), *more])
         joins = "".join(f" JOIN {other} ON {other}.id = {first}.id" for other in others)
         return f"SELECT {first}.id AS id, coalesce({', '.join(failed)}) AS failed, {values} FROM {first}{joins}"
+
+
+def _nulls(schema: pa.Schema) -> pa.Table:
+    """A row of nulls with an id: constants of a rule are not looked at where there is no row."""
+    return pa.table({f.name: pa.array([0], f.type) if f.name == "id" else pa.nulls(1, f.type) for f in schema})
 
 
 def _named(
