@@ -26,8 +26,9 @@ def write_pictures(folder: Path, count: int, *, start: int = 0, size: int = 24) 
 
 
 def build(root: Path, steps: dict[str, Any], **more: Any) -> tuple[Recipe, Dataset]:
-    """A recipe over the pictures in ``root/pics``, and its dataset."""
-    data = {"dataset": "toy", "source": {"op": "files", "path": "pics"}, "steps": steps, **more}
+    """A recipe over the pictures in ``root/pics``, and its dataset; one worker unless `run` says how many."""
+    run = {"workers": 1, **more.pop("run", {})}
+    data = {"dataset": "toy", "source": {"op": "files", "path": "pics"}, "steps": steps, **more, "run": run}
     recipe = Recipe.build(data, root=str(root))
     return recipe, Dataset(str(root / "datasets" / "toy"))
 

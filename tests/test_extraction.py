@@ -75,6 +75,7 @@ def values(rows: list[dict]) -> list[dict]:
     return [{name: value for name, value in row.items() if name not in ("uri", "version")} for row in rows]
 
 
+@pytest.mark.proof
 def test_workers_with_a_gpu_one_of_which_dies_give_the_same_codes_as_those_without(tmp_path, ray_local):
     for name in ("cpu", "gpu"):
         prepare(tmp_path / name, 12)

@@ -30,7 +30,7 @@ STEPS = {
 
 
 def data(chunk: int) -> dict:
-    return {"steps": STEPS, "execution": {"chunk_rows": chunk}, "run": {"commit_seconds": 0.5}}
+    return {"steps": STEPS, "execution": {"chunk_rows": chunk}, "run": {"commit_seconds": 0.5, "workers": 2}}
 
 
 def prepare(root: Path, chunk: int) -> tuple:

@@ -344,6 +344,7 @@ def test_labels_and_pictures_of_two_encoders_are_refused(tmp_path):
 # ---- through the engine
 
 
+@pytest.mark.proof
 def test_labels_and_thresholds_redecide_without_an_image(tmp_path, ray_local):
     (tmp_path / "pics").mkdir()
     for name in ("chelsea.png", "coffee.png", "rocket.jpg"):

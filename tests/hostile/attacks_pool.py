@@ -20,7 +20,7 @@ from nextloom.pipelines.worker import Source, Task
 from nextloom.store.files import File, read_files, write_file
 from toy_attacks import DIE, FORK, GROW, HANG, HELD, Bad
 
-ROWS, GUILTY = 4, 2
+ROWS, GUILTY, TRIES = 4, 2, 8
 SHORT, SMALL = Budget(seconds=HELD / 2, bytes=8 * GIB), Budget(seconds=60, bytes=0.06 * GIB)
 ROOMY = Budget(seconds=60, bytes=8 * GIB)
 _keepers: dict[str, Keeper] = {}
@@ -83,8 +83,12 @@ def _die(way: str) -> Callable[[Path], Outcome]:
 
 def _fork(way: str) -> Callable[[Path], Outcome]:
     def strike(folder: Path) -> Outcome:
-        _, answers = settle(folder, way, ROOMY)
-        wrong = sum(told != asked for told, asked in answers)
+        wrong = 0
+        for attempt in range(TRIES):  # which of the two processes answers first is chance
+            _, answers = settle(folder / str(attempt), way, ROOMY)
+            wrong += sum(told != asked for told, asked in answers)
+            if wrong:
+                break
         return Outcome(wrong > 0, f"{wrong} answers to another question")
 
     return strike
