@@ -65,7 +65,7 @@ with dataset.lease("killed"):
     keep_releases(recipe, dataset)
 """
 POINTS = [
-    ("before_commit", 1),
+    pytest.param("before_commit", 1, marks=pytest.mark.proof),
     ("after_commit", 1),
     pytest.param("after_commit", 3, marks=pytest.mark.proof),
     pytest.param("before_release", 0, marks=pytest.mark.proof),

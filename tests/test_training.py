@@ -482,6 +482,7 @@ def test_a_value_error_of_a_worker_is_kept_for_the_driver_and_not_tried_again(tm
     assert "no such thing" in json.loads((wanted.run_folder / "failure.json").read_text())["what"]
 
 
+@pytest.mark.proof
 @pytest.mark.usefixtures("ray_local")
 def test_on_ray_a_killed_worker_resumes_and_ends_with_the_same_weights(tmp_path):
     root = world(tmp_path)
